@@ -1,0 +1,1 @@
+"""Train, evaluate and export controllers with Stable-Baselines3."""

@@ -1,0 +1,1 @@
+"""Environments, populations and workloads in which controllers are trained."""

@@ -1,0 +1,1 @@
+"""Compare learned and hand-tuned learning rates on paired seeds."""
