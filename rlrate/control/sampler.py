@@ -1,0 +1,147 @@
+"""Gradient and update statistics from a fixed subset of coordinates, for N runs at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+#: Columns of a sample, each summed over coordinates: |g|^2, g.g_previous, |g_previous|^2, |u|^2, |w|^2,
+#: -g.u and the largest |u_l|^2/|w_l|^2 over weight matrices l (u: the update that was applied).
+COLUMNS = ("gg", "gp", "pp", "uu", "ww", "gu", "layer")
+
+#: Smallest root mean square of the weights assumed, so that a network that starts at zero can leave it.
+WEIGHT_FLOOR = 1e-3
+
+Optional = Tensor | None
+
+
+class UpdateSampler:
+    """Measures gradients and weight updates around an optimizer step, without leaving the device.
+
+    At most about ``limit`` coordinates per run are looked at: every ``k``-th of each parameter, weighted by the share
+    they stand for, so the memory needed does not grow with the model. Models below the limit are measured exactly.
+
+    Args:
+        shapes: Shape of each parameter of one run (without the leading axis of runs).
+        runs: N, the number of runs.
+        device: Where the statistics are kept.
+        dtype: Arithmetic; half precision parameters are measured in float32.
+        limit: Number of coordinates.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[torch.Size],
+        runs: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        limit: int = 2048,
+    ) -> None:
+        total = sum(shape.numel() for shape in shapes)
+        self.runs = runs
+        self.dtype = dtype if dtype == torch.float64 else torch.float32
+        self.device = torch.device(device)
+        self.strides = [_stride(shape, total, limit) for shape in shapes]
+        self.counts = [
+            -(-shape.numel() // k) for shape, k in zip(shapes, self.strides, strict=True)
+        ]
+        weights = [
+            torch.full((count,), shape.numel() / max(count, 1), dtype=self.dtype)
+            for shape, count in zip(shapes, self.counts, strict=True)
+        ]
+        matrices = [i for i, shape in enumerate(shapes) if len(shape) >= 2 and shape.numel() > 0]
+        self.weights = torch.cat(weights).to(self.device) if weights else torch.zeros(0)
+        self.floor = total * WEIGHT_FLOOR**2
+        offsets = np.concatenate([[0], np.cumsum(self.counts)])
+        self._segments = [(int(offsets[i]), int(offsets[i + 1])) for i in matrices]
+        self._segment_floor = torch.tensor(
+            [shapes[i].numel() * WEIGHT_FLOOR**2 for i in matrices], dtype=self.dtype
+        ).to(self.device)
+        self._uniform = all(k == 1 for k in self.strides)
+        self._before: Tensor | None = None
+        self._gradient: Tensor | None = None
+        self._previous: Tensor | None = None
+        self._samples: list[Tensor] = []
+
+    def gather(self, tensors: Sequence[Optional]) -> Tensor:
+        """The sampled coordinates of ``tensors``, each (N, ...) or None for zeros: shape (N, S)."""
+        parts = []
+        for tensor, k, count in zip(tensors, self.strides, self.counts, strict=True):
+            if tensor is None:
+                parts.append(
+                    torch.zeros((self.runs, count), dtype=self.dtype, device=self.device)
+                )
+                continue
+            flat = tensor.detach().reshape(self.runs, -1)
+            parts.append((flat if k == 1 else flat[:, ::k]).to(self.device, self.dtype))
+        return torch.cat(parts, dim=1) if parts else torch.zeros((self.runs, 0), dtype=self.dtype)
+
+    def norms(self, tensors: Sequence[Optional]) -> Tensor:
+        """Euclidean norm of each run's tensors, estimated from the sample: shape (N,)."""
+        values = self.gather(tensors)
+        return self._dot(values, values).sqrt()
+
+    def before(self, parameters: Sequence[Tensor], gradients: Sequence[Optional]) -> None:
+        """Call with the gradients in place, just before the optimizer's update."""
+        self._before = self.gather(parameters)
+        self._gradient = self.gather(gradients)
+
+    def after(self, parameters: Sequence[Tensor]) -> None:
+        """Call just after the update: adds one sample (nothing when ``before`` was not called)."""
+        if self._before is None or self._gradient is None:
+            return
+        weights, gradient, previous = self._before, self._gradient, self._previous
+        update = self.gather(parameters) - weights
+        scaled = gradient if self._uniform else gradient * self.weights
+        scaled_update = update if self._uniform else update * self.weights
+        gg = (scaled * gradient).sum(1)
+        uu = (scaled_update * update).sum(1)
+        ww = self._dot(weights, weights)
+        gu = -(scaled * update).sum(1)
+        if previous is None:
+            gp = pp = torch.full_like(gg, math.nan)
+        else:
+            gp, pp = (scaled * previous).sum(1), self._dot(previous, previous)
+        layer = self._largest_layer_ratio(scaled_update * update, weights)
+        self._samples.append(torch.stack([gg, gp, pp, uu, ww.clamp_min(self.floor), gu, layer]))
+        self._previous, self._before, self._gradient = gradient, None, None
+
+    def collect(self) -> NDArray[np.float64]:
+        """Samples since the last call, copied to the host: shape (samples, 7, N). Forgets the last gradient."""
+        self._previous = None
+        if not self._samples:
+            return np.zeros((0, len(COLUMNS), self.runs))
+        stacked = torch.stack(self._samples).to("cpu", torch.float64).numpy()
+        self._samples.clear()
+        return np.asarray(stacked)
+
+    def _dot(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(1) if self._uniform else (a * b) @ self.weights
+
+    def _largest_layer_ratio(self, squares: Tensor, weights: Tensor) -> Tensor:
+        if not self._segments:
+            return torch.zeros(self.runs, dtype=self.dtype, device=self.device)
+        weight_squares = weights * weights if self._uniform else weights * weights * self.weights
+        # Cumulative sums give all segments in one pass, but lose digits; models have few matrices in the sample.
+        up = torch.stack([squares[:, a:b].sum(1) for a, b in self._segments])
+        down = torch.stack([weight_squares[:, a:b].sum(1) for a, b in self._segments])
+        return (up / down.clamp_min(self._segment_floor[:, None])).amax(0)
+
+
+def _stride(shape: torch.Size, total: int, limit: int) -> int:
+    """Every how many coordinates of a parameter are sampled."""
+    size = shape.numel()
+    if total <= limit or size <= 4:
+        return 1
+    k = max(1, size // max(4, round(limit * size / total)))
+    # A stride that shares a factor with the row length would visit only some columns.
+    row = shape[-1] if len(shape) else 1
+    while k > 1 and math.gcd(k, max(row, 1)) != 1:
+        k += 1
+    return k

@@ -1,0 +1,198 @@
+"""Observations: what a policy sees of a training run, free of every unit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlrate.errors import ConfigError
+
+Array = NDArray[np.float64]
+
+#: Every observation lies in [-LIMIT, LIMIT].
+LIMIT = 4.0
+
+#: Name and meaning of each signal, in the order of the observation. All are ratios, cosines and shares.
+SIGNALS: dict[str, str] = {
+    "progress": "share of the budget that is spent",
+    "youth": "exp(-decisions / 5): 1 at the start, soon 0",
+    "interval": "log10 of the updates in the last interval, / 3",
+    "loss_known": "1 when losses are reported, 0 when not (the loss signals are then 0)",
+    "loss_initial": "squashed log of the interval's mean loss / the first one",
+    "loss_previous": "squashed log of the mean loss / that of the interval before",
+    "loss_fast": "squashed log of the mean loss / its fast moving average",
+    "loss_slow": "squashed log of the mean loss / its slow moving average",
+    "loss_best": "squashed log of the mean loss / the lowest one so far",
+    "loss_slope": "squashed t statistic of the loss's linear trend within the interval",
+    "loss_noise": "log10 of the loss's dispersion within blocks / its mean",
+    "gradient_initial": "squashed log of the gradient's norm / the first one",
+    "gradient_dispersion": "standard deviation of the log of the gradient's norm",
+    "gradient_cosine": "cosine between successive gradients",
+    "momentum_cosine": "cosine between the update and the negative gradient",
+    "update_ratio": "log10 of |update| / |weights| per step, + 3, / 2",
+    "layer_ratio": "the same for the weight matrix where it is largest",
+    "rate_initial": "log10 of the rate / the rate after the start, / 2",
+    "action_last": "the last action in [-1, 1]",
+    "action_mean": "moving average of the actions",
+    "cuts": "spikes of the loss in the last interval (saturates at 2)",
+    "capped": "1 when the cap on the update size held the last action back",
+}
+
+
+@dataclass
+class Interval:
+    """What one interval of N runs left behind; arrays have shape (N,), NaN where not known.
+
+    Attributes:
+        progress: Share of the budget that is spent.
+        decisions: Decisions made so far.
+        updates: Updates in the interval.
+        loss: Mean of the finite training losses.
+        noise: Root mean square of the losses' deviation within blocks of a few updates.
+        slope: t statistic of the losses' linear trend.
+        samples: Gradient statistics, shape (samples, 7, N); see :mod:`rlrate.control.sampler`.
+        update_ratio: |update| / |weights| per step at the rate of the interval's end.
+        layer_ratio: The same, largest over weight matrices.
+        rate_initial: Natural log of the rate over the one after the start.
+        action: Last action.
+        cuts: Cuts made by the guard in the interval.
+        capped: Whether the cap bound at the last decision.
+    """
+
+    progress: float
+    decisions: int
+    updates: int
+    loss: Array
+    noise: Array
+    slope: Array
+    samples: Array
+    update_ratio: Array
+    layer_ratio: Array
+    rate_initial: Array
+    action: Array
+    cuts: Array
+    capped: Array
+
+
+class Signals:
+    """Turns intervals into observations for N runs; keeps the moving averages that this needs.
+
+    Logs of loss ratios are used while all losses of a run are positive. From the first loss that is not,
+    differences in units of the loss's own noise take their place (policy gradients and log densities have
+    no meaningful ratio).
+
+    Args:
+        names: The signals, in order; None for all of :data:`SIGNALS`.
+        runs: N, the number of runs.
+
+    Raises:
+        ConfigError: for a name that is not in :data:`SIGNALS`.
+    """
+
+    def __init__(self, names: tuple[str, ...] | None = None, runs: int = 1) -> None:
+        self.names = tuple(SIGNALS) if names is None else tuple(names)
+        unknown = [name for name in self.names if name not in SIGNALS]
+        if unknown or not self.names:
+            raise ConfigError(
+                f"unknown signals {unknown}; this version knows {', '.join(SIGNALS)}"
+                if unknown
+                else "a controller needs at least one signal"
+            )
+        self.runs = runs
+        nan = np.full(runs, np.nan)
+        self.positive = np.ones(runs, dtype=bool)
+        self.first, self.previous, self.fast, self.slow, self.best = (nan.copy() for _ in range(5))
+        self.scale = nan.copy()
+        self.gradient_first = nan.copy()
+        self.action_mean = np.zeros(runs)
+
+    @property
+    def size(self) -> int:
+        """Length of an observation."""
+        return len(self.names)
+
+    def observe(self, interval: Interval) -> NDArray[np.float32]:
+        """The observation at the end of ``interval``.
+
+        Returns:
+            float32 array of shape (N, size), finite and within [-LIMIT, LIMIT] whatever the statistics are.
+        """
+        with np.errstate(all="ignore"):
+            values = {**self._position(interval), **self._loss(interval), **self._gradient(interval)}
+        rows = np.stack([np.broadcast_to(values[name], (self.runs,)) for name in self.names], axis=1)
+        rows = np.nan_to_num(rows, nan=0.0, posinf=LIMIT, neginf=-LIMIT)
+        return np.clip(rows, -LIMIT, LIMIT).astype(np.float32)
+
+    def _position(self, interval: Interval) -> dict[str, Array | float]:
+        self.action_mean = 0.7 * self.action_mean + 0.3 * interval.action
+        return {
+            "progress": interval.progress,
+            "youth": math.exp(-interval.decisions / 5.0),
+            "interval": math.log10(max(interval.updates, 1)) / 3.0,
+            "rate_initial": interval.rate_initial / math.log(10.0) / 2.0,
+            "action_last": interval.action,
+            "action_mean": self.action_mean,
+            "cuts": np.minimum(interval.cuts, 2.0),
+            "capped": interval.capped,
+        }
+
+    def _loss(self, interval: Interval) -> dict[str, Array]:
+        loss = np.where(np.isfinite(interval.loss), interval.loss, np.nan)
+        noise = np.where(np.isfinite(interval.noise), interval.noise, np.nan)
+        known = np.isfinite(loss)
+        self.positive &= ~(loss <= 0.0)
+        fresh = known & np.isnan(self.first)
+        for name in ("first", "previous", "fast", "slow", "best"):
+            setattr(self, name, np.where(fresh, loss, getattr(self, name)))
+        self.scale = np.where(np.isnan(self.scale), noise, 0.7 * self.scale + 0.3 * noise)
+
+        def versus(reference: Array, gain: float) -> Array:
+            ratio = np.log(loss) - np.log(reference)
+            spread = (loss - reference) / np.maximum(self.scale, 1e-12 + 1e-6 * np.abs(reference))
+            return np.where(self.positive, _squash(ratio, gain), _squash(spread, 1.0))
+
+        values = {
+            "loss_known": known.astype(np.float64),
+            "loss_initial": versus(self.first, 1.0),
+            "loss_previous": versus(self.previous, 10.0),
+            "loss_fast": versus(self.fast, 10.0),
+            "loss_slow": versus(self.slow, 5.0),
+            "loss_best": versus(self.best, 10.0),
+            "loss_slope": _squash(interval.slope, 0.5),
+            "loss_noise": np.log10(noise / np.abs(loss)),
+        }
+        self.previous = np.where(known, loss, self.previous)
+        self.fast = np.where(known, 0.5 * self.fast + 0.5 * loss, self.fast)
+        self.slow = np.where(known, 0.85 * self.slow + 0.15 * loss, self.slow)
+        self.best = np.fmin(self.best, loss)
+        return values
+
+    def _gradient(self, interval: Interval) -> dict[str, Array]:
+        if len(interval.samples) == 0:
+            norm = spread = cosine = momentum = np.full(self.runs, np.nan)
+        else:
+            gg, gp, pp, uu, _, gu, _ = interval.samples.transpose(1, 0, 2)
+            log_norm = 0.5 * np.log(gg)
+            norm, spread = log_norm.mean(axis=0), log_norm.std(axis=0)
+            paired = np.isfinite(gp) & np.isfinite(pp)
+            cosines = np.where(paired, gp / np.sqrt(gg * pp), 0.0)
+            cosine = cosines.sum(axis=0) / paired.sum(axis=0)
+            momentum = (gu / np.sqrt(gg * uu)).mean(axis=0)
+        norm = np.where(np.isfinite(norm), norm, np.nan)
+        self.gradient_first = np.where(np.isnan(self.gradient_first), norm, self.gradient_first)
+        return {
+            "gradient_initial": _squash(norm - self.gradient_first, 1.0),
+            "gradient_dispersion": spread,
+            "gradient_cosine": cosine,
+            "momentum_cosine": momentum,
+            "update_ratio": (np.log10(interval.update_ratio) + 3.0) / 2.0,
+            "layer_ratio": (np.log10(interval.layer_ratio) + 3.0) / 2.0,
+        }
+
+
+def _squash(value: Array, gain: float) -> Array:
+    """sign(x) log(1 + gain |x|): linear for small values, logarithmic for large ones."""
+    return np.sign(value) * np.log1p(gain * np.abs(value))

@@ -1,0 +1,288 @@
+"""The artefact: a policy network, what it sees and does, and where it came from, in one file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from rlrate.control import ControlSpec
+from rlrate.errors import ConfigError, ControllerError
+
+FORMAT = "rlrate.controller"
+VERSION = 1
+MAX_BYTES = 16 * 2**20
+
+Head = Literal["clip", "tanh", "argmax"]
+_ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
+_BUNDLED = Path(__file__).parent / "controllers"
+
+
+@dataclass(frozen=True)
+class Controller:
+    """A learning-rate policy that needs neither Gymnasium nor Stable-Baselines3.
+
+    Attributes:
+        layers: Weight (out, in) and bias (out,) of each linear layer, float32; the activation stands between
+            them. The last layer has one output, or one for each discrete choice.
+        spec: Signals, cadence and action that the policy was trained with.
+        activation: "tanh" or "relu".
+        head: What turns the last layer's output into an action: "clip" to [-1, 1] (PPO, A2C), "tanh" (SAC, TD3,
+            DDPG), or "argmax" over discrete choices (PPO, A2C, DQN).
+        provenance: JSON-ready notes on how it was made (recipe, seed, versions, figures).
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    spec: ControlSpec = field(default_factory=ControlSpec)
+    activation: str = "tanh"
+    head: Head = "clip"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @classmethod
+    def constant(cls, action: float = 0.0, spec: ControlSpec | None = None) -> Controller:
+        """A controller that always answers ``action`` in [-1, 1]; 0 holds the rate."""
+        spec = spec or ControlSpec()
+        layer = (torch.zeros(1, len(spec.signals)), torch.tensor([action], dtype=torch.float32))
+        return cls((layer,), spec, provenance={"kind": "constant", "action": action})
+
+    def act(self, observations: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The deterministic actions for a batch of observations.
+
+        Args:
+            observations: float32, shape (N, number of signals).
+
+        Returns:
+            Actions u in [-1, 1], float64, shape (N,).
+        """
+        with torch.no_grad():
+            x = torch.from_numpy(np.ascontiguousarray(observations, dtype=np.float32))
+            for index, (weight, bias) in enumerate(self.layers):
+                x = torch.addmm(bias, x, weight.t())
+                if index < len(self.layers) - 1:
+                    x = _ACTIVATIONS[self.activation](x)
+            output = x.numpy()
+        if self.head == "argmax":
+            choices = self.spec.action.choices
+            assert choices is not None
+            return choices[output.argmax(axis=1)].astype(np.float64)
+        u = output[:, 0]
+        u = np.tanh(u) if self.head == "tanh" else np.clip(u, -1.0, 1.0)
+        return u.astype(np.float64)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of weights and specification (not of the provenance), as 64 hexadecimal digits."""
+        digest = hashlib.sha256(json.dumps(self._specification(), sort_keys=True).encode())
+        for weight, bias in self.layers:
+            for tensor in (weight, bias):
+                digest.update(str(tuple(tensor.shape)).encode())
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes one safetensors file; the same controller always gives the same bytes.
+
+        The file is written beside its final name, synced and renamed, so a crash leaves the old one intact.
+        """
+        path = Path(path)
+        tensors = {}
+        for index, (weight, bias) in enumerate(self.layers):
+            tensors[f"layer.{index}.weight"] = weight.contiguous()
+            tensors[f"layer.{index}.bias"] = bias.contiguous()
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "specification": self._specification(),
+            "provenance": dict(self.provenance),
+            "identity": self.identity,
+        }
+        # One entry: the order of several would differ from run to run.
+        data = serialise(tensors, {"rlrate": json.dumps(header, sort_keys=True)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        return path
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str]) -> Controller:
+        """Reads a controller file, or a bundled controller by name ("default").
+
+        Nothing in the file is executed: it is safetensors with JSON metadata, checked against its specification.
+
+        Raises:
+            ControllerError: when the file is missing, not a controller, damaged, or of another version.
+        """
+        path = _resolve(source)
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ControllerError(
+                f"{path.name} has {size:,} bytes; a controller has at most {MAX_BYTES:,}. "
+                "Is this the file that `rlrate train` or `rlrate export` wrote?"
+            )
+        _refuse_pickle(path)
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                header = _header(path, file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ControllerError(
+                f"{path.name} is truncated, damaged or not a safetensors file ({error}); "
+                "copy it again, or write it anew with `rlrate export`"
+            ) from None
+        return cls._from_parts(path, header, tensors)
+
+    @classmethod
+    def _from_parts(
+        cls, path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> Controller:
+        names = {
+            f"layer.{i}.{kind}" for i in range(len(tensors) // 2) for kind in ("weight", "bias")
+        }
+        try:
+            specification = header["specification"]
+            provenance = header["provenance"]
+            if set(tensors) != names or not isinstance(specification, dict):
+                raise ConfigError("its tensors are not those of a policy network")
+            controller = cls(
+                tuple(
+                    (tensors[f"layer.{i}.weight"], tensors[f"layer.{i}.bias"])
+                    for i in range(len(tensors) // 2)
+                ),
+                ControlSpec.from_dict(specification.get("control")),
+                activation=specification.get("activation", ""),
+                head=specification.get("head", ""),
+                provenance=provenance if isinstance(provenance, dict) else {},
+            )
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise ControllerError(f"{path.name} is not a valid controller: {error}") from None
+        if controller.identity != header.get("identity"):
+            raise ControllerError(
+                f"{path.name} is damaged: its weights do not match the checksum in its header; copy it again"
+            )
+        return controller
+
+    def _specification(self) -> dict[str, Any]:
+        return {
+            "control": self.spec.to_dict(),
+            "activation": self.activation,
+            "head": self.head,
+            "sizes": [list(weight.shape) for weight, _ in self.layers],
+        }
+
+    def __repr__(self) -> str:
+        sizes = [self.layers[0][0].shape[1], *(weight.shape[0] for weight, _ in self.layers)]
+        return (
+            f"Controller({'-'.join(map(str, sizes))}, {self.activation}, {self.head}, "
+            f"{self.identity[:12]})"
+        )
+
+
+def _check(controller: Controller) -> None:
+    """Refuses a network that does not fit its own specification."""
+    if controller.activation not in _ACTIVATIONS:
+        raise ConfigError(f"unknown activation {controller.activation!r}; known: tanh, relu")
+    if controller.head not in ("clip", "tanh", "argmax"):
+        raise ConfigError(f"unknown head {controller.head!r}; known: clip, tanh, argmax")
+    if not controller.layers:
+        raise ConfigError("a controller needs at least one layer")
+    width = len(controller.spec.signals)
+    choices = controller.spec.action.choices
+    if (controller.head == "argmax") != (choices is not None):
+        raise ConfigError("the argmax head goes with discrete multipliers, and only with them")
+    last = 1 if choices is None else len(choices)
+    for index, (weight, bias) in enumerate(controller.layers):
+        final = index == len(controller.layers) - 1
+        _check_layer(index, weight, bias, width, last if final else None)
+        width = weight.shape[0]
+
+
+def _check_layer(
+    index: int, weight: Tensor, bias: Tensor, inputs: int, outputs: int | None
+) -> None:
+    rows = weight.shape[0] if outputs is None and weight.ndim else outputs
+    if weight.shape != (rows, inputs) or bias.shape != (rows,):
+        raise ConfigError(
+            f"layer {index} has weight {tuple(weight.shape)} and bias {tuple(bias.shape)}, "
+            f"expected ({rows}, {inputs}) and ({rows},)"
+        )
+    for tensor in (weight, bias):
+        if tensor.dtype != torch.float32:
+            raise ConfigError(f"layer {index} is {tensor.dtype}, expected float32")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ConfigError(f"layer {index} holds weights that are not finite")
+
+
+def _resolve(source: str | os.PathLike[str]) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    names = sorted(file.stem for file in _BUNDLED.glob("*.safetensors"))
+    if isinstance(source, str) and source in names:
+        return _BUNDLED / f"{source}.safetensors"
+    raise ControllerError(
+        f"no controller {str(source)!r}: it is neither a file nor a bundled controller "
+        f"({', '.join(names) or 'none'})"
+    )
+
+
+def _refuse_pickle(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise ControllerError(
+            f"{path.name} is a pickle or zip archive (a Stable-Baselines3 or torch.save file?), which could run "
+            "code when loaded; export it from its training folder with `rlrate export` and load the result"
+        )
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON header of a controller file, once format and version are right."""
+    try:
+        header = json.loads(metadata.get("rlrate", "null"))
+    except (ValueError, RecursionError):
+        raise ControllerError(f"{path.name} is damaged: its header is not JSON") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ControllerError(
+            f"{path.name} is a safetensors file but not a controller; `rlrate export` writes controllers"
+        )
+    version = header.get("version")
+    if version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        raise ControllerError(
+            f"{path.name} has controller format version {version}, this rlrate reads version {VERSION}; "
+            + ("upgrade rlrate" if newer else "export it again with this version")
+        )
+    return header
+
+
+def linear_layers(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Detached float32 copies of (weight, bias) pairs, as a :class:`Controller` holds them."""
+    return tuple(
+        (w.detach().float().cpu().clone().contiguous(), b.detach().float().cpu().clone())
+        for w, b in pairs
+    )
+
+
