@@ -1,0 +1,102 @@
+# Works right after a clone, with Python 3.11 or later and GNU make.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+# setuptools warns that an editable install is one.
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check \
+	--constraint constraints.txt
+SOURCES := rlrate envs agents experiments tests
+# One thread per worker: two workers with two threads each only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest
+WORKERS ?= 2
+ARGS ?=
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/.use ## Train, export, apply and compare a small controller (minutes, 2 cores)
+	@$(BIN)/python -m rlrate.experiments.demo $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.dev lint ## Everything a change must pass: lint, then the tests (ARGS="-k word")
+	@echo "tests, $(WORKERS) workers"
+	@$(PYTEST) -q -n $(WORKERS) $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.dev style types imports ## Style, types and import contracts
+
+.PHONY: style
+style: $(VENV)/.dev
+	@echo "style"
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --quiet --check || { echo "run: make format"; exit 1; }
+
+.PHONY: types
+types: $(VENV)/.dev farm
+	@echo "types"
+	@$(BIN)/mypy --no-error-summary build/farm/rlrate tests \
+		| sed -E 's#^build/farm/(rlrate/(envs|agents|experiments)/)#\1#; s#^rlrate/(envs|agents|experiments)/#\1/#; s#^build/farm/##'
+
+.PHONY: imports
+imports: $(VENV)/.dev farm
+	@echo "import contracts"
+	@cd build/farm; ../../$(BIN)/lint-imports --no-cache --no-logo --config ../../pyproject.toml \
+		> ../imports.txt || { cat ../imports.txt; exit 1; }
+
+# The package as it looks when installed, made of links: see [tool.mypy] in pyproject.toml.
+.PHONY: farm
+farm:
+	@mkdir -p build/farm/rlrate
+	@cd build/farm/rlrate; find . -xtype l -delete; ln -sfn ../../../rlrate/[!_]* \
+		../../../rlrate/__init__.py ../../../envs ../../../agents ../../../experiments .
+
+.PHONY: format
+format: $(VENV)/.dev ## Format the code and mend what can be mended
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+.PHONY: bench
+bench: $(VENV)/.use ## Measure the speed of the environment
+	@$(BIN)/rlrate bench environment $(ARGS)
+
+.PHONY: wheel
+wheel: $(VENV)/.dev ## Build the wheel in dist/
+	@rm -rf build/lib dist
+	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist
+
+.PHONY: clean
+clean: ## Remove build products and caches (keeps .venv and runs)
+	@rm -rf build dist *.egg-info .coverage .hypothesis .import_linter_cache \
+		.mypy_cache .pytest_cache .ruff_cache
+	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two stamps: what the demo needs, and that with the tools of development.
+$(VENV)/.use: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing rlrate[all] into $(VENV) (minutes the first time)"
+	@$(INSTALL) --editable '.[all]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing rlrate[all,dev] into $(VENV) (minutes the first time)"
+	@$(INSTALL) --editable '.[all,dev]'
+	@touch $@ $(VENV)/.use
+
+$(VENV)/bin/python:
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python; do \
+		if "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' \
+			2>/dev/null; then \
+			echo "creating $(VENV) with $$("$$python" --version)"; \
+			exec "$$python" -m venv $(VENV); \
+		fi; \
+	done; \
+	echo "no Python 3.11 or later with venv was found: install one, or name it: make PYTHON=..."; \
+	exit 1
