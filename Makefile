@@ -9,7 +9,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 # setuptools warns that an editable install is one.
-INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check \
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --progress-bar off --disable-pip-version-check \
 	--constraint constraints.txt
 SOURCES := rlrate envs agents experiments tests
 # One thread per worker: two workers with two threads each only get in each other's way.
