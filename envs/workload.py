@@ -1,7 +1,7 @@
 """What is trained: a network, its data and its loss, in one value.
 
-A `Workload` is a concrete training problem. A *factory*, ``make(rng) -> Workload``, samples one from
-a seed; the registry of factories is `rlrate.envs.workloads`.
+A `Workload` is a concrete training problem. A *factory*, ``make(rng) -> Workload``, samples one
+from a seed; the registry of factories is `rlrate.envs.workloads`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -222,7 +222,7 @@ def _first_batch(workload_name: str, make_model: Any, inputs: Tensor) -> Tensor:
         raise WorkloadError(
             f"{workload_name}: the module returned a {type(output).__name__}; return one tensor."
         )
-    return cast(Tensor, output)
+    return output
 
 
 def _is_classification(name: str, make_model: Any, train: Split) -> bool:

@@ -1,0 +1,39 @@
+"""Training problems by name: what a controller is trained and tested on.
+
+Importing this package registers the built-in workloads. None of them loads data, or imports
+scikit-learn, before it is asked for.
+"""
+
+from rlrate.envs.workload import Workload, check_workload
+from rlrate.envs.workloads import images, quadratic, sequences, tabular
+from rlrate.envs.workloads.quadratic import QuadraticWorkload
+from rlrate.envs.workloads.registry import (
+    Factory,
+    Kind,
+    WorkloadEntry,
+    WorkloadSpec,
+    get_workload,
+    make_workload,
+    register_workload,
+    workload_entries,
+    workload_names,
+)
+
+__all__ = [
+    "Factory",
+    "Kind",
+    "QuadraticWorkload",
+    "Workload",
+    "WorkloadEntry",
+    "WorkloadSpec",
+    "check_workload",
+    "get_workload",
+    "images",
+    "make_workload",
+    "quadratic",
+    "register_workload",
+    "sequences",
+    "tabular",
+    "workload_entries",
+    "workload_names",
+]
