@@ -22,8 +22,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 # Sums of floats depend on how many threads share them.
 torch.set_num_threads(1)
 
-# Written by pytest itself, and by torch and scikit-learn when parts of them are first imported.
-_VOLATILE = ("PYTEST_", "KMP_", "TORCHINDUCTOR_")
+# Written by pytest itself, and by libraries when parts of them are first imported.
+_VOLATILE = ("PYTEST_", "KMP_", "PYGAME_", "TORCHINDUCTOR_")
 
 
 @pytest.fixture(autouse=True)
