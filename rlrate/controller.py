@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from rlrate.control import ControlSpec
 from rlrate.errors import ConfigError, ControllerError
+from rlrate.storage import write_atomically
 
 FORMAT = "rlrate.controller"
 VERSION = 1
@@ -113,17 +113,7 @@ class Controller:
         }
         # One entry: the order of several would differ from run to run.
         data = serialise(tensors, {"rlrate": json.dumps(header, sort_keys=True)})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        write_atomically(path, data)
         return path
 
     @classmethod
@@ -155,22 +145,15 @@ class Controller:
         return cls._from_parts(path, header, tensors)
 
     @classmethod
-    def _from_parts(
-        cls, path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> Controller:
-        names = {
-            f"layer.{i}.{kind}" for i in range(len(tensors) // 2) for kind in ("weight", "bias")
-        }
+    def _from_parts(cls, path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Controller:
+        names = {f"layer.{i}.{kind}" for i in range(len(tensors) // 2) for kind in ("weight", "bias")}
         try:
             specification = header["specification"]
             provenance = header["provenance"]
             if set(tensors) != names or not isinstance(specification, dict):
                 raise ConfigError("its tensors are not those of a policy network")
             controller = cls(
-                tuple(
-                    (tensors[f"layer.{i}.weight"], tensors[f"layer.{i}.bias"])
-                    for i in range(len(tensors) // 2)
-                ),
+                tuple((tensors[f"layer.{i}.weight"], tensors[f"layer.{i}.bias"]) for i in range(len(tensors) // 2)),
                 ControlSpec.from_dict(specification.get("control")),
                 activation=specification.get("activation", ""),
                 head=specification.get("head", ""),
@@ -194,10 +177,7 @@ class Controller:
 
     def __repr__(self) -> str:
         sizes = [self.layers[0][0].shape[1], *(weight.shape[0] for weight, _ in self.layers)]
-        return (
-            f"Controller({'-'.join(map(str, sizes))}, {self.activation}, {self.head}, "
-            f"{self.identity[:12]})"
-        )
+        return f"Controller({'-'.join(map(str, sizes))}, {self.activation}, {self.head}, {self.identity[:12]})"
 
 
 def _check(controller: Controller) -> None:
@@ -219,9 +199,7 @@ def _check(controller: Controller) -> None:
         width = weight.shape[0]
 
 
-def _check_layer(
-    index: int, weight: Tensor, bias: Tensor, inputs: int, outputs: int | None
-) -> None:
+def _check_layer(index: int, weight: Tensor, bias: Tensor, inputs: int, outputs: int | None) -> None:
     rows = weight.shape[0] if outputs is None and weight.ndim else outputs
     if weight.shape != (rows, inputs) or bias.shape != (rows,):
         raise ConfigError(
@@ -243,8 +221,7 @@ def _resolve(source: str | os.PathLike[str]) -> Path:
     if isinstance(source, str) and source in names:
         return _BUNDLED / f"{source}.safetensors"
     raise ControllerError(
-        f"no controller {str(source)!r}: it is neither a file nor a bundled controller "
-        f"({', '.join(names) or 'none'})"
+        f"no controller {str(source)!r}: it is neither a file nor a bundled controller ({', '.join(names) or 'none'})"
     )
 
 
@@ -280,9 +257,4 @@ def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def linear_layers(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], ...]:
     """Detached float32 copies of (weight, bias) pairs, as a :class:`Controller` holds them."""
-    return tuple(
-        (w.detach().float().cpu().clone().contiguous(), b.detach().float().cpu().clone())
-        for w, b in pairs
-    )
-
-
+    return tuple((w.detach().float().cpu().clone().contiguous(), b.detach().float().cpu().clone()) for w, b in pairs)

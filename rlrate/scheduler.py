@@ -66,12 +66,8 @@ class LearnedLR(LRScheduler):
         _check_optimizer(optimizer)
         self.budget = _check_budget(total_steps)
         if not 0.0 < min_lr < max_lr < math.inf:
-            raise SchedulerError(
-                f"need 0 < min_lr < max_lr, both finite; got min_lr={min_lr!r} and max_lr={max_lr!r}"
-            )
-        self.controller = (
-            controller if isinstance(controller, Controller) else Controller.load(controller)
-        )
+            raise SchedulerError(f"need 0 < min_lr < max_lr, both finite; got min_lr={min_lr!r} and max_lr={max_lr!r}")
+        self.controller = controller if isinstance(controller, Controller) else Controller.load(controller)
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         largest = max(rates)
         self._ratios = [rate / largest if largest > 0 else 1.0 for rate in rates]
@@ -158,9 +154,7 @@ class LearnedLR(LRScheduler):
         parameters, gradients = self._tensors()
         if self._sampler is None:
             first = parameters[0]
-            self._sampler = UpdateSampler(
-                [p.shape[1:] for p in parameters], 1, device=first.device, dtype=first.dtype
-            )
+            self._sampler = UpdateSampler([p.shape[1:] for p in parameters], 1, device=first.device, dtype=first.dtype)
             if control.probing:
                 control.set_probe(
                     self._sampler.norms(gradients).cpu().double().numpy(),
@@ -226,9 +220,7 @@ def _attach(scheduler: LearnedLR, optimizer: Optimizer) -> tuple[Any, Any]:
 
 def _check_optimizer(optimizer: object) -> None:
     if not isinstance(optimizer, Optimizer):
-        raise SchedulerError(
-            f"LearnedLR needs a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
+        raise SchedulerError(f"LearnedLR needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, LBFGS | torch.optim.Rprop):
         raise SchedulerError(
             f"{type(optimizer).__name__} chooses its own step sizes; use LearnedLR with a first-order optimizer "
@@ -265,6 +257,4 @@ def _check_loss(loss: Loss) -> Loss:
     try:
         return float(loss)
     except (TypeError, ValueError):
-        raise SchedulerError(
-            f"step(loss) needs a scalar tensor or a number, got {type(loss).__name__}"
-        ) from None
+        raise SchedulerError(f"step(loss) needs a scalar tensor or a number, got {type(loss).__name__}") from None

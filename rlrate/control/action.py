@@ -45,8 +45,7 @@ class Action:
         if self.multipliers is not None:
             object.__setattr__(self, "multipliers", tuple(float(m) for m in self.multipliers))
             ok = len(self.multipliers) >= 2 and all(
-                m > 0 and abs(math.log(m)) <= math.log(self.factor) * (1 + 1e-9)
-                for m in self.multipliers
+                m > 0 and abs(math.log(m)) <= math.log(self.factor) * (1 + 1e-9) for m in self.multipliers
             )
             _require(ok, "at least two multipliers within 1/factor .. factor", self.multipliers)
         _require(self.start is None or 0 < self.start < 1, "start in (0, 1)", self.start)
@@ -109,9 +108,7 @@ class SpikeGuard:
             error = self.noise / math.sqrt(len(block))
             gained = np.maximum(self.first - self.best, 0.0)
             # The last term keeps the rounding noise of a constant loss from counting as a spike.
-            spiked = ~broken & (
-                mean > self.best + 6.0 * error + 0.3 * gained + 0.02 * np.abs(self.best)
-            )
+            spiked = ~broken & (mean > self.best + 6.0 * error + 0.3 * gained + 0.02 * np.abs(self.best))
             # A spike must not raise the noise that it is judged by.
             bounded = np.minimum(deviation, 3.0 * self.noise + 1e-3 * np.abs(self.best))
             self.noise = np.where(broken, self.noise, self.noise + 0.1 * (bounded - self.noise))

@@ -37,9 +37,7 @@ class Cadence:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"cadence.{name} must be a positive integer, got {value!r}")
         if self.ramp >= self.decisions:
-            raise ConfigError(
-                f"cadence.ramp ({self.ramp}) must be smaller than cadence.decisions ({self.decisions})"
-            )
+            raise ConfigError(f"cadence.ramp ({self.ramp}) must be smaller than cadence.decisions ({self.decisions})")
 
     def boundaries(self, total_steps: int) -> NDArray[np.int64]:
         """Numbers of completed updates at which intervals end.

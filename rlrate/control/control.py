@@ -104,11 +104,7 @@ class RateControl:
         self.boundaries = spec.cadence.boundaries(total_steps)
         self.signals = Signals(spec.signals, runs)
         self.guard = SpikeGuard(runs)
-        self.start = (
-            start
-            if start is not None or spec.action.start is None
-            else np.full(runs, spec.action.start)
-        )
+        self.start = start if start is not None or spec.action.start is None else np.full(runs, spec.action.start)
         self.updates = 0
         self.decisions = 0
         self.interventions = {"cut": np.zeros(runs, int), "cap": np.zeros(runs, int)}
@@ -130,7 +126,8 @@ class RateControl:
         """Learning rate of the next update, shape (N,): finite and within bounds."""
         rates = np.exp(self.log_rate)
         if not self._probing:
-            rates = rates * self.spec.action.envelope(self.updates / self.total_steps)
+            last = self.total_steps - 1  # past the budget the final rate stays
+            rates = rates * self.spec.action.envelope(min(self.updates, last) / self.total_steps)
         return rates
 
     @property
@@ -153,9 +150,7 @@ class RateControl:
     @property
     def decision_due(self) -> bool:
         """Whether a policy is to decide now."""
-        return (
-            self._next < len(self.boundaries) - 1 and self.updates >= self.boundaries[self._next]
-        )
+        return self._next < len(self.boundaries) - 1 and self.updates >= self.boundaries[self._next]
 
     # Measurements -------------------------------------------------------------------------------------
 
@@ -195,9 +190,7 @@ class RateControl:
             self._measure(samples, rates)
         if self._probing and self.updates >= min(self.spec.cadence.probe, self.total_steps):
             self._finish_probe()
-        at_boundary = (
-            self._next < len(self.boundaries) and self.updates >= self.boundaries[self._next]
-        )
+        at_boundary = self._next < len(self.boundaries) and self.updates >= self.boundaries[self._next]
         if len(self._losses) >= self.spec.action.check or (at_boundary and self._losses):
             self._close_block()
 

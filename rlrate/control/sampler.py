@@ -48,9 +48,7 @@ class UpdateSampler:
         self.dtype = dtype if dtype == torch.float64 else torch.float32
         self.device = torch.device(device)
         self.strides = [_stride(shape, total, limit) for shape in shapes]
-        self.counts = [
-            -(-shape.numel() // k) for shape, k in zip(shapes, self.strides, strict=True)
-        ]
+        self.counts = [-(-shape.numel() // k) for shape, k in zip(shapes, self.strides, strict=True)]
         weights = [
             torch.full((count,), shape.numel() / max(count, 1), dtype=self.dtype)
             for shape, count in zip(shapes, self.counts, strict=True)
@@ -74,9 +72,7 @@ class UpdateSampler:
         parts = []
         for tensor, k, count in zip(tensors, self.strides, self.counts, strict=True):
             if tensor is None:
-                parts.append(
-                    torch.zeros((self.runs, count), dtype=self.dtype, device=self.device)
-                )
+                parts.append(torch.zeros((self.runs, count), dtype=self.dtype, device=self.device))
                 continue
             flat = tensor.detach().reshape(self.runs, -1)
             parts.append((flat if k == 1 else flat[:, ::k]).to(self.device, self.dtype))

@@ -1,0 +1,82 @@
+"""From a Stable-Baselines3 policy to a Controller that needs no Stable-Baselines3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3 import DQN, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import nn
+
+from rlrate.control import ControlSpec
+from rlrate.controller import Controller, Head, linear_layers
+from rlrate.errors import ConfigError
+
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu"}
+
+
+def controller_from(model: BaseAlgorithm, spec: ControlSpec, provenance: Mapping[str, Any] | None = None) -> Controller:
+    """The deterministic policy of an SB3 model as a :class:`rlrate.Controller`.
+
+    Args:
+        model: A trained PPO, A2C, SAC, TD3, DDPG or DQN with an MLP policy.
+        spec: Signals, cadence and action that it was trained with.
+        provenance: JSON-ready notes that the file will carry.
+
+    Raises:
+        ConfigError: for another algorithm or another kind of policy network.
+    """
+    modules, head = _policy_modules(model)
+    linear = [m for m in modules if isinstance(m, nn.Linear)]
+    kinds = {type(m) for m in modules[:-1] if not isinstance(m, nn.Linear | nn.Flatten)}
+    if len(kinds) > 1 or not kinds <= set(_ACTIVATIONS):
+        raise ConfigError(
+            f"cannot export a policy with layers {sorted(k.__name__ for k in kinds)}; "
+            "use an MLP policy with tanh or ReLU activations"
+        )
+    activation = _ACTIVATIONS[kinds.pop()] if kinds else "tanh"
+    layers = linear_layers([(layer.weight, layer.bias) for layer in linear])
+    return Controller(layers, spec, activation, head, dict(provenance or {}))
+
+
+def export(run: str | Path, path: str | Path | None = None) -> Path:
+    """Writes the controller of a training folder, finished or not.
+
+    Args:
+        run: The folder that ``rlrate train --out`` wrote.
+        path: Where to write; default ``run/controller.safetensors``.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ConfigError: when the folder holds no training.
+    """
+    from rlrate.agents.train import restore
+
+    run = Path(run)
+    model, recipe, provenance = restore(run)
+    controller = controller_from(model, recipe.spec, provenance)
+    return controller.save(path or run / "controller.safetensors")
+
+
+def _policy_modules(model: BaseAlgorithm) -> tuple[list[nn.Module], Head]:
+    policy: Any = model.policy
+    if isinstance(model, OnPolicyAlgorithm):
+        discrete = hasattr(model.action_space, "n")
+        modules = [*_flat(policy.mlp_extractor.policy_net), policy.action_net]
+        return modules, "argmax" if discrete else "clip"
+    if isinstance(model, SAC):
+        return [*_flat(policy.actor.latent_pi), policy.actor.mu], "tanh"
+    if isinstance(model, TD3):  # and DDPG, its subclass
+        return [m for m in _flat(policy.actor.mu)][:-1], "tanh"
+    if isinstance(model, DQN):
+        return _flat(policy.q_net.q_net), "argmax"
+    raise ConfigError(f"cannot export a {type(model).__name__}")
+
+
+def _flat(module: Iterable[nn.Module]) -> list[nn.Module]:
+    return list(module)

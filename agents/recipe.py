@@ -1,0 +1,156 @@
+"""Recipes: everything that determines how a controller is trained, as readable files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlrate.control import Action, Cadence, ControlSpec
+from rlrate.envs import TrainingVectorEnv
+from rlrate.envs.env import MULTIPLIERS
+from rlrate.errors import ConfigError, unknown_name
+
+_FOLDER = Path(__file__).parent / "recipes"
+
+ALGORITHMS = ("ppo", "a2c", "sac", "td3", "ddpg", "dqn")
+ON_POLICY = ("ppo", "a2c")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a controller is trained.
+
+    Attributes:
+        name: What the controller's provenance calls it.
+        algo: One of :data:`ALGORITHMS`, the Stable-Baselines3 algorithm.
+        seed: Determines the networks, their data, and the policy's training.
+        iterations: Number of rollouts; in each, every run is trained from beginning to end once.
+        runs: Networks trained at once.
+        draws: Populations among them, each with its own workload, optimizer and budget.
+        action: "continuous" or "discrete".
+        environment: Settings of the environment; see :class:`rlrate.envs.TrainingConfig`.
+        cadence: Settings of :class:`rlrate.control.Cadence`.
+        rules: Settings of :class:`rlrate.control.Action`.
+        signals: Names of the signals; empty for all.
+        policy: Hidden layer widths ("net"), "activation" (tanh or relu), "log_std_init".
+        algorithm: Keyword arguments of the SB3 algorithm.
+        anneal_learning_rate: Whether the policy's own learning rate goes linearly to zero.
+    """
+
+    name: str = "custom"
+    algo: str = "ppo"
+    seed: int = 0
+    iterations: int = 50
+    runs: int = 64
+    draws: int = 4
+    action: str = "continuous"
+    environment: dict[str, Any] = field(default_factory=dict)
+    cadence: dict[str, Any] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
+    signals: tuple[str, ...] = ()
+    policy: dict[str, Any] = field(default_factory=dict)
+    algorithm: dict[str, Any] = field(default_factory=dict)
+    anneal_learning_rate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.algo not in ALGORITHMS:
+            raise ConfigError(unknown_name("algorithm", self.algo, ALGORITHMS))
+        if self.algo == "dqn" and self.action != "discrete":
+            raise ConfigError("dqn needs discrete actions; pass --action discrete")
+        if self.algo in ("sac", "td3", "ddpg") and self.action != "continuous":
+            raise ConfigError(f"{self.algo} needs continuous actions; pass --action continuous")
+        for name in ("iterations", "runs", "draws"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} must be a positive integer, got {value!r}")
+
+    @classmethod
+    def load(cls, source: str | Path) -> Recipe:
+        """Reads a recipe: a name of :func:`recipe_names` or the path of a TOML file.
+
+        Raises:
+            ConfigError: when there is no such recipe, or it has an unknown or illegal entry.
+        """
+        path = Path(source)
+        if path.suffix != ".toml":
+            if str(source) not in recipe_names():
+                raise ConfigError(unknown_name("recipe", str(source), recipe_names()))
+            path = _FOLDER / f"{source}.toml"
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path.name} is not valid TOML: {error}") from None
+        return cls.from_dict({"name": path.stem, **data})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Recipe:
+        """Builds a recipe from plain values; lists become tuples where a recipe holds tuples."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - names)
+        if unknown:
+            raise ConfigError(f"unknown recipe entries {unknown}; known: {', '.join(sorted(names))}")
+        data = dict(data)
+        data["signals"] = tuple(data.get("signals", ()))
+        return cls(**data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; :meth:`from_dict` is the inverse."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))  # type: ignore[no-any-return]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe: two trainings with the same digest are the same training."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def spec(self) -> ControlSpec:
+        """Signals, cadence and action of the controller."""
+        rules = dict(self.rules)
+        if self.action == "discrete":
+            rules.setdefault("multipliers", MULTIPLIERS)
+        elif self.action != "continuous":
+            raise ConfigError(f"unknown action space {self.action!r}; known: continuous, discrete")
+        try:
+            cadence, action = Cadence(**self.cadence), Action(**rules)
+        except TypeError as error:
+            raise ConfigError(f"recipe {self.name!r}: {error}") from None
+        spec = ControlSpec(cadence=cadence, action=action)
+        return dataclasses.replace(spec, signals=self.signals) if self.signals else spec
+
+    @property
+    def episode_length(self) -> int:
+        """Decisions of a run."""
+        return self.spec.cadence.decisions - 1
+
+    def make_env(self) -> TrainingVectorEnv:
+        """The batched environment.
+
+        Raises:
+            ConfigError: when a budget is too small for the full number of decisions.
+        """
+        settings = {
+            key: tuple(value) if key in ("steps", "start") and isinstance(value, list) else value
+            for key, value in self.environment.items()
+        }
+        env = TrainingVectorEnv(self.runs, self.draws, spec=self.spec, **settings)
+        steps = env.config.steps
+        shortest = steps if isinstance(steps, int) else steps[0]
+        needed = self.spec.cadence.decisions * self.spec.cadence.first
+        if shortest < needed:
+            raise ConfigError(
+                f"training needs budgets of at least {needed} updates (decisions x first interval), "
+                f"got {shortest}; raise environment.steps or lower cadence.decisions"
+            )
+        return env
+
+
+def recipe_names() -> list[str]:
+    """Names of the bundled recipes."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))

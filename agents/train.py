@@ -1,0 +1,249 @@
+"""Training a controller with Stable-Baselines3."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import stable_baselines3
+import torch
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger, configure
+from torch import nn
+
+import rlrate
+from rlrate.agents.checkpoint import read_checkpoint, restore_state, write_checkpoint
+from rlrate.agents.export import controller_from
+from rlrate.agents.metrics import RolloutMetrics, write_csv
+from rlrate.agents.recipe import ON_POLICY, Recipe
+from rlrate.agents.vecenv import PopulationVecEnv
+from rlrate.envs.env import to_unit
+from rlrate.errors import ConfigError
+from rlrate.storage import write_atomically
+
+_ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
+    "ppo": PPO,
+    "a2c": A2C,
+    "sac": SAC,
+    "td3": TD3,
+    "ddpg": DDPG,
+    "dqn": DQN,
+}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+def train(
+    recipe: Recipe | str = "default",
+    out: str | Path = "runs/controller",
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Trains a controller and writes it to ``out``.
+
+    The folder receives ``controller.safetensors``, ``ppo.zip`` (named after the algorithm), ``progress.csv``,
+    ``config.json`` (recipe and versions), ``checkpoint.pt`` and, with TensorBoard installed, ``tensorboard/``. The same
+    recipe on the same machine gives the same controller. A checkpoint is written after every rollout, so an
+    interrupted training loses at most one.
+
+    Args:
+        recipe: A :class:`Recipe`, a bundled name, or a TOML file.
+        out: Folder to write; must be new or empty unless ``resume``.
+        resume: Continue the training in ``out``; ends with the controller of a training that was never stopped. Only
+            for ppo and a2c.
+        progress: Called after each rollout with (rollouts done, rollouts in all, figures).
+
+    Returns:
+        Path of the controller file.
+
+    Raises:
+        ConfigError: for an unusable recipe or folder, or when there is nothing to resume.
+        KeyboardInterrupt: passed on after the state was saved.
+    """
+    out = Path(out)
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    if not resume and out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; choose another folder, or continue the training there with --resume")
+    state = read_checkpoint(out) if resume else None
+    if state is not None:
+        recipe = _recorded_recipe(out)
+        _refuse_off_policy(recipe)
+    else:
+        write_atomically(out / "config.json", _config(recipe))
+    env = PopulationVecEnv(recipe.make_env(), recipe.seed)
+    model = make_model(recipe, env)
+    model.set_logger(_logger(out))
+    callback = _Recorder(recipe, out, progress)
+    if state is not None:
+        callback.rows = restore_state(model, env, state)
+    per_rollout = recipe.runs * recipe.episode_length
+    remaining = recipe.iterations * per_rollout - model.num_timesteps
+    if remaining > 0:
+        model.learn(remaining, callback, reset_num_timesteps=state is None)
+    callback.save()
+    model.save(out / f"{recipe.algo}.zip")
+    return controller_from(model, recipe.spec, _provenance(recipe)).save(out / "controller.safetensors")
+
+
+def _refuse_off_policy(recipe: Recipe) -> None:
+    if recipe.algo not in ON_POLICY:
+        raise ConfigError(
+            f"--resume works for {' and '.join(ON_POLICY)}; {recipe.algo} keeps a replay buffer that is not saved. "
+            "Train it anew in another folder"
+        )
+
+
+def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
+    """The SB3 model of a recipe, with fresh weights."""
+    settings = dict(recipe.algorithm)
+    policy = dict(recipe.policy)
+    activation = policy.pop("activation", "tanh")
+    if activation not in _ACTIVATIONS:
+        raise ConfigError(f"unknown activation {activation!r}; known: tanh, relu")
+    policy_kwargs: dict[str, Any] = {
+        "net_arch": list(policy.pop("net", [64, 64])),
+        "activation_fn": _ACTIVATIONS[activation],
+        **policy,
+    }
+    if recipe.algo in ON_POLICY:
+        settings.setdefault("n_steps", recipe.episode_length)
+        settings.setdefault("gamma", 1.0)
+    rate = float(settings.pop("learning_rate", 3e-4))
+    settings["learning_rate"] = LinearToZero(rate) if recipe.anneal_learning_rate else rate
+    try:
+        return _ALGORITHMS[recipe.algo](  # type: ignore[call-arg]
+            "MlpPolicy",
+            env,
+            policy_kwargs=policy_kwargs,
+            seed=recipe.seed,
+            device="cpu",
+            verbose=0,
+            **settings,
+        )
+    except TypeError as error:
+        raise ConfigError(f"recipe {recipe.name!r}: {recipe.algo} refuses it: {error}") from None
+
+
+def restore(out: Path) -> tuple[BaseAlgorithm, Recipe, dict[str, Any]]:
+    """Model, recipe and provenance of the last checkpoint in a training folder."""
+    state = read_checkpoint(out)
+    recipe = _recorded_recipe(out)
+    # The policy needs the spaces, not the populations: a handful of runs is enough.
+    env = PopulationVecEnv(replace(recipe, runs=1, draws=1).make_env(), recipe.seed)
+    model = make_model(recipe, env)
+    model.policy.load_state_dict(state["policy"])
+    return model, recipe, _provenance(recipe)
+
+
+class LinearToZero:
+    """The policy's own learning rate as a function of the share of the training that remains."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, progress_remaining: float) -> float:
+        """The rate; never quite zero, so that the last rollout still counts."""
+        return self.rate * max(0.02, progress_remaining)
+
+
+class _Recorder(BaseCallback):
+    """Gathers the figures of each rollout and checkpoints between rollouts."""
+
+    def __init__(self, recipe: Recipe, out: Path, progress: Progress | None) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.out = out
+        self.progress = progress
+        self.rows: list[dict[str, Any]] = []
+        self._metrics = RolloutMetrics()
+        self._families: list[str] = []
+
+    def _on_rollout_start(self) -> None:
+        self._note_families()
+        # Off-policy algorithms call this after every step; whole episodes are what counts.
+        if self.recipe.algo in ON_POLICY and self.num_timesteps > 0:
+            self.save()
+
+    def _on_step(self) -> bool:
+        infos = self.locals["infos"]
+        actions = self.locals["clipped_actions" if "clipped_actions" in self.locals else "actions"]
+        rule = self.recipe.spec.action
+        self._metrics.add(self._env.env, to_unit(actions, rule, self._env.num_envs))
+        self._metrics.finish(self._families, infos)
+        if any("terminal_observation" in info for info in infos):
+            self._note_families()
+        per_rollout = self.recipe.runs * self.recipe.episode_length
+        done = self.num_timesteps // per_rollout
+        if done > len(self.rows):
+            self._end_of_episode(done)
+        return True
+
+    def _end_of_episode(self, done: int) -> None:
+        row = {"iteration": done, "timesteps": self.num_timesteps, **self._metrics.row()}
+        self._metrics = RolloutMetrics()
+        self.rows.append(row)
+        write_csv(self.out / "progress.csv", self.rows)
+        for name, value in row.items():
+            self.logger.record(f"rlrate/{name}", value)
+        self.logger.dump(self.num_timesteps)
+        if self.progress is not None:
+            self.progress(done, self.recipe.iterations, row)
+
+    def _note_families(self) -> None:
+        names = [runs.draw.workload.family for runs in self._env.env.populations]
+        self._families = [name for name in names for _ in range(self._env.env.per_draw)]
+
+    @property
+    def _env(self) -> PopulationVecEnv:
+        env = self.training_env
+        assert isinstance(env, PopulationVecEnv)
+        return env
+
+    def save(self) -> None:
+        """Writes the checkpoint."""
+        write_checkpoint(self.out, self.model, self._env, self.rows, self.recipe.digest)
+
+
+def _config(recipe: Recipe) -> bytes:
+    record = {"recipe": recipe.to_dict(), "digest": recipe.digest, "versions": versions()}
+    return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _recorded_recipe(out: Path) -> Recipe:
+    try:
+        record = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        return Recipe.from_dict(record["recipe"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{out / 'config.json'} is missing or damaged: {error}") from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what determines a training."""
+    return {
+        "rlrate": rlrate.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "gymnasium": gymnasium.__version__,
+        "stable_baselines3": stable_baselines3.__version__,
+    }
+
+
+def _provenance(recipe: Recipe) -> dict[str, Any]:
+    return {"recipe": recipe.to_dict(), "digest": recipe.digest, "versions": versions()}
+
+
+def _logger(out: Path) -> Logger:
+    formats = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    return configure(str(out / "tensorboard"), formats)

@@ -1,0 +1,289 @@
+"""Gymnasium environments: set the learning rate of a network while it trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, cast
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from rlrate.control import LIMIT, Action, ControlSpec
+from rlrate.envs.training import TrainingConfig, TrainingRuns
+from rlrate.errors import ConfigError
+
+Array = NDArray[np.float64]
+Kind = Literal["continuous", "discrete"]
+
+#: Multipliers of the discrete action space: halve .. keep .. double.
+MULTIPLIERS = (0.5, 0.5**0.5, 1.0, 2.0**0.5, 2.0)
+
+
+def make_config(action: Kind | None = None, **settings: Any) -> TrainingConfig:
+    """The configuration of an environment from keyword arguments.
+
+    Args:
+        action: "continuous", "discrete", or None for what ``spec`` says (continuous by default).
+        settings: Attributes of :class:`TrainingConfig`.
+
+    Raises:
+        ConfigError: for an unknown or illegal setting.
+    """
+    names = set(TrainingConfig.__dataclass_fields__)
+    unknown = sorted(set(settings) - names)
+    if unknown:
+        raise ConfigError(f"unknown settings {unknown}; known: action, {', '.join(sorted(names))}")
+    spec: ControlSpec = settings.pop("spec", None) or ControlSpec()
+    if action == "discrete":
+        spec = replace(spec, action=replace(spec.action, multipliers=MULTIPLIERS))
+    elif action == "continuous":
+        spec = replace(spec, action=replace(spec.action, multipliers=None))
+    elif action is not None:
+        raise ConfigError(f"unknown action space {action!r}; known: continuous, discrete")
+    return TrainingConfig(spec=spec, **settings)
+
+
+def observation_space(spec: ControlSpec) -> spaces.Box:
+    """The space of one observation: a float32 box of the length of the signals."""
+    return spaces.Box(-LIMIT, LIMIT, (len(spec.signals),), np.float32)
+
+
+def action_space(rule: Action) -> spaces.Box | spaces.Discrete[np.int64]:
+    """The space of one action: [-1, 1], or one of the discrete multipliers."""
+    if rule.multipliers is None:
+        return spaces.Box(-1.0, 1.0, (1,), np.float32)
+    return spaces.Discrete(len(rule.multipliers))
+
+
+def to_unit(actions: Any, rule: Action, runs: int) -> Array:
+    """Actions of ``runs`` runs as u in [-1, 1], shape (runs,)."""
+    values = np.asarray(actions).reshape(runs)
+    choices = rule.choices
+    return np.asarray(values if choices is None else choices[values.astype(int)], np.float64)
+
+
+class TrainingEnv(gymnasium.Env[NDArray[np.float32], Any]):
+    """One training run of a neural network; the agent sets its learning rate.
+
+    An episode is one whole training run of the drawn budget; a step is one interval between two decisions, of
+    several network updates.
+
+    **Observation**: float32, the signals of :data:`rlrate.control.SIGNALS` in [-4, 4]: logs of ratios, cosines and
+    shares of training loss, gradients and updates; nothing has a unit.
+
+    **Action**: u in [-1, 1], multiplies the rate by ``2.5**u``; or, with ``action="discrete"``, one of
+    x0.5, x0.71, x1, x1.41, x2. The structural rules of :class:`rlrate.control.Action` apply.
+
+    **Reward**: log(loss before / after) of the held-out loss over the step, so that the undiscounted return is the log
+    improvement of the whole run. ``reward="train"`` takes the training loss, ``"final"`` pays all at the end.
+
+    **End**: ``terminated`` when the budget is spent or the run diverged. Never truncated.
+
+    Args:
+        action: "continuous" or "discrete".
+        run: Which member of the draw's population this run is; equals row ``run`` of the batched environment.
+        render_mode: None or "ansi" (one line of text).
+        settings: Attributes of :class:`TrainingConfig`: workload, optimizer, steps, start, reward, ...
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+
+    def __init__(
+        self,
+        action: Kind | None = None,
+        run: int = 0,
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self.config = make_config(action, **settings)
+        if not isinstance(run, int) or run < 0:
+            raise ConfigError(f"run must be an integer >= 0, got {run!r}")
+        if render_mode not in (None, "ansi"):
+            raise ConfigError(f"unknown render_mode {render_mode!r}; known: 'ansi'")
+        self.run = run
+        self.render_mode = render_mode
+        self.observation_space = observation_space(self.config.spec)
+        self.action_space = action_space(self.config.spec.action)
+        self.runs: TrainingRuns | None = None
+        self._over = True
+        self._seeds = _EpisodeSeeds()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Draws a training run and trains it up to the first decision."""
+        super().reset(seed=seed, options=options)
+        self._seeds.reseed(seed, self.np_random)
+        self.runs = TrainingRuns.sample(self.config, (*self._seeds.next(), 0), [self.run])
+        observation = self.runs.begin()
+        self._over = False
+        return observation[0], self._info()
+
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Sets the rate and trains to the next decision.
+
+        Raises:
+            ConfigError: when the episode is over or was never begun.
+        """
+        if self.runs is None or self._over:
+            raise ConfigError("the training run is over; call reset() to begin another")
+        observation, reward = self.runs.step(to_unit(action, self.config.spec.action, 1))
+        self._over = bool(self.runs.done or self.runs.diverged[0])
+        return observation[0], float(reward[0]), self._over, False, self._info()
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """One line: updates, rate and losses."""
+        if self.render_mode != "ansi" or self.runs is None:
+            return None
+        info = self._info()
+        return (
+            f"{self.runs.draw.workload.name} {self.runs.draw.optimizer.name} "
+            f"{info['updates']}/{info['steps']} updates: lr {info['lr']:.3g}, "
+            f"training loss {info['train_loss']:.4g}, held-out loss {info['heldout_loss']:.4g}"
+        )
+
+    def _info(self) -> dict[str, Any]:
+        assert self.runs is not None
+        return {name: values[0].item() for name, values in _facts(self.runs).items()}
+
+
+class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
+    """Many training runs at once: ``draws`` populations of ``num_envs / draws`` networks each.
+
+    Row i of a single draw is the same run as ``TrainingEnv(run=i)`` reset with the same seed. Episodes reset in the
+    step that ends them (``AutoresetMode.SAME_STEP``); all runs of a draw end together, so a run that diverged earns
+    nothing more until then.
+
+    Args:
+        num_envs: Number of runs.
+        draws: Number of populations; must divide ``num_envs``.
+        action: "continuous" or "discrete".
+        settings: Attributes of :class:`TrainingConfig`.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": [],
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(self, num_envs: int = 64, draws: int = 1, action: Kind | None = None, **settings: Any) -> None:
+        self.config = make_config(action, **settings)
+        if num_envs < 1 or draws < 1 or num_envs % draws:
+            raise ConfigError(f"num_envs must be a positive multiple of draws, got num_envs={num_envs}, draws={draws}")
+        self.num_envs = num_envs
+        self.draws = draws
+        self.single_observation_space = observation_space(self.config.spec)
+        self.single_action_space = action_space(self.config.spec.action)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.populations: list[TrainingRuns] = []
+        self.seeds = _EpisodeSeeds()
+
+    @property
+    def per_draw(self) -> int:
+        """Runs of one draw."""
+        return self.num_envs // self.draws
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Begins ``num_envs`` new runs.
+
+        Args:
+            seed: Determines this and all later episodes.
+            options: ``{"episode": k}`` begins the k-th episode of the seed.
+
+        Raises:
+            ConfigError: for a list of seeds: one seed determines the shared draws.
+        """
+        if isinstance(seed, list):
+            raise ConfigError("the runs share their draws: pass one integer seed, not a list")
+        super().reset(seed=seed, options=options)
+        self.seeds.reseed(seed, self.np_random)
+        if options and "episode" in options:
+            self.seeds.episode = int(options["episode"])
+        episode = self.seeds.next()
+        self.populations = [self._draw(episode, index) for index in range(self.draws)]
+        observations = np.concatenate([runs.begin() for runs in self.populations])
+        return observations, self._infos()
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[NDArray[np.float32], Array, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Sets all rates and trains every run to its next decision."""
+        if not self.populations:
+            raise ConfigError("call reset() before step()")
+        parts = np.split(to_unit(actions, self.config.spec.action, self.num_envs), self.draws)
+        results = [runs.step(u) for runs, u in zip(self.populations, parts, strict=True)]
+        observations = np.concatenate([observation for observation, _ in results])
+        rewards = np.concatenate([reward for _, reward in results])
+        over = [runs.done for runs in self.populations]
+        terminated = np.repeat(over, self.per_draw)
+        final = self._infos() if any(over) else {}
+        if any(over):
+            final_observations = observations.copy()
+            episode = self.seeds.next()
+            for index, ended in enumerate(over):
+                if ended:
+                    self.populations[index] = self._draw(episode, index)
+                    rows = slice(index * self.per_draw, (index + 1) * self.per_draw)
+                    observations[rows] = self.populations[index].begin()
+        infos = self._infos()
+        if any(over):
+            # Object arrays, as gymnasium's own vector environments have them.
+            infos["final_obs"] = np.empty(self.num_envs, dtype=object)
+            for row in np.flatnonzero(terminated):
+                infos["final_obs"][row] = final_observations[row]
+            infos["_final_obs"] = infos["_final_info"] = terminated.copy()
+            infos["final_info"] = final
+        return observations, rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
+
+    def _draw(self, episode: tuple[int, int], index: int) -> TrainingRuns:
+        return TrainingRuns.sample(self.config, (*episode, index), range(self.per_draw))
+
+    def _infos(self) -> dict[str, Any]:
+        facts = [_facts(runs) for runs in self.populations]
+        infos: dict[str, Any] = {}
+        for name in facts[0]:
+            infos[name] = np.concatenate([fact[name] for fact in facts])
+            infos[f"_{name}"] = np.ones(self.num_envs, dtype=bool)
+        return infos
+
+
+class _EpisodeSeeds:
+    """Numbers the episodes since the last seed, so that any of them can be begun again."""
+
+    def __init__(self) -> None:
+        self.base: int | None = None
+        self.episode = 0
+
+    def reseed(self, seed: int | None, generator: np.random.Generator) -> None:
+        if seed is not None:
+            self.base, self.episode = int(seed), 0
+        elif self.base is None:
+            self.base = int(generator.integers(2**31))
+
+    def next(self) -> tuple[int, int]:
+        self.episode += 1
+        return cast(int, self.base), self.episode - 1
+
+
+def _facts(runs: TrainingRuns) -> dict[str, NDArray[Any]]:
+    """What the infos tell of each run, as arrays of shape (N,)."""
+    size = runs.size
+    return {
+        "updates": np.full(size, runs.control.updates),
+        "steps": np.full(size, runs.draw.steps),
+        "lr": np.array(runs.rates),
+        "train_loss": np.array(runs.train_loss),
+        "heldout_loss": np.array(runs.heldout_loss),
+        "heldout_accuracy": np.array(runs.heldout_accuracy),
+        "improvement": np.array(runs.improvement),
+        "diverged": runs.diverged.copy(),
+        "cuts": runs.control.interventions["cut"].copy(),
+        "caps": runs.control.interventions["cap"].copy(),
+    }

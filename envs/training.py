@@ -1,0 +1,251 @@
+"""N training runs of one draw (workload, optimizer, budget), advanced from decision to decision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rlrate.control import ControlSpec, RateControl, UpdateSampler
+from rlrate.envs.optimizers import OPTIMIZERS, OptimizerSpec, make_optimizer
+from rlrate.envs.population import Population
+from rlrate.envs.workload import Workload
+from rlrate.envs.workloads import make_workload, workload_names
+from rlrate.errors import ConfigError
+
+Array = NDArray[np.float64]
+Reward = Literal["heldout", "train", "final"]
+REWARDS: tuple[Reward, ...] = ("heldout", "train", "final")
+
+#: A loss below this share of the first one earns nothing more, so that no workload dominates the return.
+REWARD_FLOOR = 1e-3
+
+#: Bounds of the log improvement; the lower one is also the value of a run that diverged.
+IMPROVEMENT_RANGE = (-2.0, 8.0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What an environment samples its training runs from.
+
+    Attributes:
+        workload: A registered name, a :class:`Workload`, a factory, "file.py:function", or a sequence of these to
+            draw from; None draws from all registered families.
+        optimizer: A name of :data:`rlrate.envs.optimizers.OPTIMIZERS`, an :class:`OptimizerSpec`, or a
+            sequence to draw from; None draws from all. Drawn optimizers have randomised settings.
+        steps: Budget in updates: an integer, or (low, high) for a log-uniform draw.
+        start: Relative update size after the probe: a number, or (low, high) for a log-uniform draw per run.
+        reward: "heldout" or "train": log improvement of that loss over each decision (they telescope); "final":
+            the held-out log improvement of the whole run, at its end.
+        withhold_loss: Share of runs whose policy does not see the loss.
+        spec: Signals, cadence and action.
+        dtype: "float32" or "float64".
+    """
+
+    workload: Any = None
+    optimizer: Any = None
+    steps: int | tuple[int, int] = (200, 2000)
+    start: float | tuple[float, float] = (1e-5, 1e-3)
+    reward: Reward = "heldout"
+    withhold_loss: float = 0.0
+    spec: ControlSpec = field(default_factory=ControlSpec)
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        low, high = _pair(self.steps)
+        if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
+            raise ConfigError(f"steps must be a positive integer or (low, high) with low <= high, got {self.steps!r}")
+        low_start, high_start = _pair(self.start)
+        if not 0.0 < low_start <= high_start < 1.0:
+            raise ConfigError(f"start must lie in (0, 1), got {self.start!r}")
+        if self.reward not in REWARDS:
+            raise ConfigError(f"unknown reward {self.reward!r}; known: {', '.join(REWARDS)}")
+        if not 0.0 <= self.withhold_loss <= 1.0:
+            raise ConfigError(f"withhold_loss must lie in [0, 1], got {self.withhold_loss!r}")
+        if self.dtype not in ("float32", "float64"):
+            raise ConfigError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
+        if isinstance(self.optimizer, str):
+            make_optimizer(self.optimizer)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample of what all runs of a population share."""
+
+    workload: Workload
+    optimizer: OptimizerSpec
+    steps: int
+
+
+def sample_draw(config: TrainingConfig, seed: Sequence[int]) -> Draw:
+    """The workload, optimizer and budget that ``seed`` stands for."""
+    rng = np.random.default_rng([*seed, 0])
+    choices = config.workload
+    if choices is None:
+        choices = workload_names(kind="family")
+    if isinstance(choices, list | tuple):
+        choices = choices[int(rng.integers(len(choices)))]
+    workload = make_workload(choices, rng)
+    optimizer = config.optimizer
+    if optimizer is None or isinstance(optimizer, list | tuple):
+        names = list(OPTIMIZERS) if optimizer is None else list(optimizer)
+        optimizer = make_optimizer(names[int(rng.integers(len(names)))], rng)
+    else:
+        optimizer = make_optimizer(optimizer)
+    low, high = _pair(config.steps)
+    steps = low if low == high else round(math.exp(rng.uniform(math.log(low), math.log(high))))
+    return Draw(workload, optimizer, int(steps))
+
+
+class TrainingRuns:
+    """N runs of one draw, from the first update to the end of the budget.
+
+    A run is determined by its seed: initial weights and batch order are its own, so the same run alone or among others
+    sees the same data.
+
+    Args:
+        config: Control specification, reward and arithmetic.
+        draw: What the runs share.
+        seeds: One seed for each run.
+        start: Relative update size after the probe, shape (N,); None for that of the specification.
+        blind: Mask of shape (N,) of runs whose policy does not see the loss.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        draw: Draw,
+        seeds: Sequence[int],
+        *,
+        start: Array | None = None,
+        blind: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self.config = config
+        self.draw = draw
+        self.size = len(seeds)
+        dtype = torch.float64 if config.dtype == "float64" else torch.float32
+        self.population = Population(draw.workload, draw.optimizer, seeds, dtype=dtype)
+        parameters = self.population.parameters
+        self._sampler = UpdateSampler(
+            [p.shape[1:] for p in parameters], self.size, dtype=dtype, device=parameters[0].device
+        )
+        self.control = RateControl(
+            config.spec,
+            self.size,
+            draw.steps,
+            given=np.full(self.size, 1e-3),
+            start=None if config.spec.action.start is None else start,
+            blind=blind,
+        )
+        self.diverged = np.zeros(self.size, dtype=bool)
+        self.train_loss = np.full(self.size, np.nan)
+        self.heldout_loss = np.full(self.size, np.nan)
+        self.heldout_accuracy = np.full(self.size, np.nan)
+        self._first = np.full(self.size, np.nan)
+        self.improvement = np.zeros(self.size)
+
+    @classmethod
+    def sample(cls, config: TrainingConfig, seed: Sequence[int], members: Sequence[int]) -> TrainingRuns:
+        """The runs ``members`` of the draw that ``seed`` stands for."""
+        streams = [np.random.default_rng([*seed, 1, member]) for member in members]
+        low, high = _pair(config.start)
+        return cls(
+            config,
+            sample_draw(config, seed),
+            [int(stream.integers(2**31)) for stream in streams],
+            start=np.array([math.exp(s.uniform(math.log(low), math.log(high))) for s in streams]),
+            blind=np.array([s.random() < config.withhold_loss for s in streams]),
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.control.done
+
+    @property
+    def rates(self) -> Array:
+        """Learning rate of the next update of each run, shape (N,)."""
+        return self.control.rates
+
+    def begin(self) -> NDArray[np.float32]:
+        """Runs up to the first decision; the observation there has shape (N, size of the signals)."""
+        observation = self._advance()
+        self._first = self._criterion()
+        return observation
+
+    def step(self, action: Array) -> tuple[NDArray[np.float32], Array]:
+        """Applies ``action`` u in [-1, 1], shape (N,), and runs to the next decision or the end.
+
+        Returns:
+            Observation (N, size of the signals) and reward (N,).
+        """
+        self.control.act(action)
+        observation = self._advance()
+        improvement = self._log_improvement(self._criterion())
+        if self.config.reward == "final":
+            reward = improvement if self.done else np.zeros(self.size)
+        else:
+            reward = improvement - self.improvement
+        self.improvement = improvement
+        return observation, reward
+
+    def update(self) -> Array:
+        """One update of every run; returns the training losses, shape (N,)."""
+        control, population = self.control, self.population
+        losses = population.backward()
+        sampling = control.sampling
+        if sampling:
+            if control.updates == 0 and control.probing:
+                control.set_probe(
+                    self._sampler.norms(population.gradients).double().numpy(),
+                    self._sampler.norms(population.parameters).double().numpy(),
+                    sum(p[0].numel() for p in population.parameters),
+                )
+            self._sampler.before(population.parameters, population.gradients)
+        rates = torch.from_numpy(control.rates).to(losses.dtype)
+        population.update(rates)
+        if sampling:
+            self._sampler.after(population.parameters)
+        samples = self._sampler.collect() if control.wants_samples() else None
+        values: Array = losses.double().numpy()
+        control.advance(values, samples)
+        return values
+
+    def _advance(self) -> NDArray[np.float32]:
+        total, count = np.zeros(self.size), 0
+        with np.errstate(all="ignore"):
+            while not (self.control.done or (self.control.decision_due and count)):
+                total += self.update()
+                count += 1
+            self.train_loss = total / count
+        heldout, accuracy = self.population.heldout()
+        self.heldout_loss = heldout.double().numpy()
+        self.heldout_accuracy = accuracy.double().numpy()
+        self.diverged |= ~(np.isfinite(self.train_loss) & np.isfinite(self.heldout_loss))
+        return self.control.observe()
+
+    def _criterion(self) -> Array:
+        return self.train_loss if self.config.reward == "train" else self.heldout_loss
+
+    def _log_improvement(self, loss: Array) -> Array:
+        """log(first / now), floored; for losses that may be negative, the gain in units of the first."""
+        first = self._first
+        with np.errstate(all="ignore"):
+            floor = REWARD_FLOOR * np.abs(first)
+            ratio = np.log(first + floor) - np.log(loss + floor)
+            value = np.where((first > 0) & (loss >= 0), ratio, (first - loss) / np.abs(first))
+        value = np.where(self.diverged | ~np.isfinite(value), IMPROVEMENT_RANGE[0], value)
+        return np.clip(value, *IMPROVEMENT_RANGE)
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    if isinstance(value, tuple | list):
+        if len(value) != 2:
+            raise ConfigError(f"expected a number or (low, high), got {value!r}")
+        return value[0], value[1]
+    return value, value
