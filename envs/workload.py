@@ -7,6 +7,7 @@ from a seed; the registry of factories is `rlrate.envs.workloads`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -118,8 +119,7 @@ def check_workload(workload: Workload) -> None:
     size, examples = workload.batch_size, len(workload.train[0])
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= examples:
         raise WorkloadError(
-            f"{name}: batch_size is {size!r}; give an integer from 1 to {examples}, the number of "
-            "training examples."
+            f"{name}: batch_size is {size!r}; give an integer from 1 to {examples}, the number of training examples."
         )
     for attribute in ("make_model", "loss"):
         if not callable(getattr(workload, attribute)):
@@ -152,9 +152,7 @@ def gather_examples(source: Any, where: str) -> Split:
         inputs = torch.stack([torch.as_tensor(item[0]) for item in items])
         targets = torch.stack([torch.as_tensor(item[1]) for item in items])
     except (TypeError, IndexError, ValueError, RuntimeError) as error:
-        raise WorkloadError(
-            f"{where} must give (input, target) items that are all of one shape: {error}"
-        ) from error
+        raise WorkloadError(f"{where} must give (input, target) items that are all of one shape: {error}") from error
     return _standard_dtype(inputs), _standard_dtype(targets)
 
 
@@ -174,11 +172,7 @@ def _clip_batch_size(name: str, batch_size: int, examples: int) -> int:
 
 
 def _check_split(split: Any, where: str) -> None:
-    if (
-        not isinstance(split, tuple)
-        or len(split) != 2
-        or not all(torch.is_tensor(values) for values in split)
-    ):
+    if not isinstance(split, tuple) or len(split) != 2 or not all(torch.is_tensor(values) for values in split):
         raise WorkloadError(f"{where} must be a pair of tensors (inputs, targets).")
     inputs, targets = split
     if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
@@ -206,8 +200,7 @@ def _first_batch(workload_name: str, make_model: Any, inputs: Tensor) -> Tensor:
             raise WorkloadError(f"{workload_name}: make_model() failed: {error}") from error
         if not isinstance(model, nn.Module):
             raise WorkloadError(
-                f"{workload_name}: make_model() returned a {type(model).__name__}; return a "
-                "torch.nn.Module."
+                f"{workload_name}: make_model() returned a {type(model).__name__}; return a torch.nn.Module."
             )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise WorkloadError(f"{workload_name}: the module has no parameter to train.")
@@ -215,13 +208,10 @@ def _first_batch(workload_name: str, make_model: Any, inputs: Tensor) -> Tensor:
             output = model.eval()(inputs)
         except Exception as error:
             raise WorkloadError(
-                f"{workload_name}: the module fails on inputs of shape {tuple(inputs.shape)}: "
-                f"{error}"
+                f"{workload_name}: the module fails on inputs of shape {tuple(inputs.shape)}: {error}"
             ) from error
     if not torch.is_tensor(output):
-        raise WorkloadError(
-            f"{workload_name}: the module returned a {type(output).__name__}; return one tensor."
-        )
+        raise WorkloadError(f"{workload_name}: the module returned a {type(output).__name__}; return one tensor.")
     return output
 
 
@@ -240,8 +230,7 @@ def _check_forward(workload: Workload) -> None:
     if workload.accuracy:
         if targets.ndim != 1 or targets.is_floating_point():
             raise WorkloadError(
-                f"{name}: accuracy=True needs a vector of int64 classes as targets, not "
-                f"{_kind(targets)} per example."
+                f"{name}: accuracy=True needs a vector of int64 classes as targets, not {_kind(targets)} per example."
             )
         highest = max(int(split[1].max()) for split in (workload.train, workload.heldout))
         if output.ndim != 2 or output.shape[1] <= highest:
@@ -250,11 +239,13 @@ def _check_forward(workload: Workload) -> None:
                 f"{highest}, but the module gives {tuple(output.shape)}."
             )
     try:
-        loss = workload.loss(output, targets)
+        with warnings.catch_warnings():
+            # (batch, 1) against (batch,) would train on every pairing of the two.
+            warnings.filterwarnings("error", message="Using a target size")
+            loss = workload.loss(output, targets)
     except Exception as error:
         raise WorkloadError(
-            f"{name}: the loss fails on output {tuple(output.shape)} and target "
-            f"{tuple(targets.shape)}: {error}"
+            f"{name}: the loss fails on output {tuple(output.shape)} and target {tuple(targets.shape)}: {error}"
         ) from error
     if not torch.is_tensor(loss) or loss.ndim != 0:
         shape = tuple(loss.shape) if torch.is_tensor(loss) else type(loss).__name__

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, TypeAlias
+from importlib import resources
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,10 +41,23 @@ __all__ = [
     "wine",
 ]
 
+T = TypeVar("T")
 Array: TypeAlias = npt.NDArray[Any]
 
-#: Documents whose text scikit-learn bundles: the descriptions of these data sets.
-DESCRIBED = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
+#: Files of scikit-learn that describe data sets in words; the text of the character workloads.
+DESCRIBED = (
+    "breast_cancer",
+    "california_housing",
+    "covtype",
+    "diabetes",
+    "digits",
+    "iris",
+    "kddcup99",
+    "lfw",
+    "rcv1",
+    "twenty_newsgroups",
+    "wine_data",
+)
 
 #: Characters of the text workloads. Letters are lower case, digits are "0", all else is "*".
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz0.,-*"
@@ -149,7 +163,7 @@ def photo_patches() -> Examples:
 
 @lru_cache(maxsize=1)
 def text() -> str:
-    """The descriptions of scikit-learn's bundled data sets, in the characters of `ALPHABET`."""
+    """The descriptions of scikit-learn's data sets, in the characters of `ALPHABET`."""
     return "\n".join(_descriptions())
 
 
@@ -160,12 +174,12 @@ def encode_text(characters: str) -> Array:
 
 @lru_cache(maxsize=1)
 def documents() -> Examples:
-    """Which description does a passage come from? 20 words a passage, counts of 300 words."""
+    """Which description does a passage come from? 15 words a passage, counts of 300 words."""
     passages: list[list[str]] = []
     labels: list[int] = []
     for label, description in enumerate(_descriptions()):
         words = re.findall("[a-z]+", description)
-        chunks = [words[start : start + 20] for start in range(0, len(words) - 19, 20)]
+        chunks = [words[start : start + 15] for start in range(0, len(words) - 14, 15)]
         passages += chunks
         labels += [label] * len(chunks)
     frequent: dict[str, int] = {}
@@ -178,14 +192,13 @@ def documents() -> Examples:
         for word in passage:
             if word in column:
                 counts[row, column[word]] += 1
-    return Examples(
-        "documents", counts, np.array(labels, dtype=np.int64), len(DESCRIBED), unit_scale=True
-    )
+    return Examples("documents", counts, np.array(labels, dtype=np.int64), len(DESCRIBED), unit_scale=True)
 
 
 def _descriptions() -> list[str]:
-    datasets = _sklearn_datasets()
-    return [_simplify(getattr(datasets, f"load_{name}")().DESCR) for name in DESCRIBED]
+    _sklearn_datasets()
+    folder = resources.files("sklearn.datasets.descr")
+    return [_simplify((folder / f"{name}.rst").read_text(encoding="utf-8")) for name in DESCRIBED]
 
 
 def _simplify(characters: str) -> str:
@@ -196,9 +209,11 @@ def _simplify(characters: str) -> str:
 
 
 def choose_source(
-    rng: np.random.Generator, sources: Mapping[str, Source], only: Sequence[str] | None
-) -> Examples:
-    """Examples from one of a family's sources, all equally likely.
+    rng: np.random.Generator,
+    sources: Mapping[str, Callable[[np.random.Generator], T]],
+    only: Sequence[str] | None,
+) -> T:
+    """The data of one of a family's sources, all equally likely.
 
     Args:
         rng: Chooses the source and whatever the source leaves open.
@@ -211,10 +226,7 @@ def choose_source(
     names = list(sources if only is None else only)
     unknown = [name for name in names if name not in sources]
     if unknown or not names:
-        raise WorkloadError(
-            f"unknown data {', '.join(unknown) or '(none given)'}; choose from "
-            f"{', '.join(sources)}."
-        )
+        raise WorkloadError(f"unknown data {', '.join(unknown) or '(none given)'}; choose from {', '.join(sources)}.")
     return sources[names[int(rng.integers(len(names)))]](rng)
 
 
@@ -266,9 +278,7 @@ def split(
     # Weighted draws without replacement use up the likely rows first: shuffle before splitting.
     rows = rng.permutation(rows)
     first, second = rows[:train_size], rows[train_size:]
-    inputs = standardise(
-        examples.inputs[first], examples.inputs[second], unit_scale=examples.unit_scale
-    )
+    inputs = standardise(examples.inputs[first], examples.inputs[second], unit_scale=examples.unit_scale)
     targets = examples.targets[first], examples.targets[second]
     if not examples.classes:
         targets = standardise(*targets)

@@ -58,9 +58,7 @@ RECONSTRUCTION: dict[str, Source] = {
 }
 
 
-def _cnn(
-    rng: np.random.Generator, family: str, norms: Mapping[str, float], only: Sequence[str] | None
-) -> Workload:
+def _cnn(rng: np.random.Generator, family: str, norms: Mapping[str, float], only: Sequence[str] | None) -> Workload:
     examples = choose_source(rng, PICTURES, only)
     train, heldout = split(
         rng,
@@ -71,7 +69,7 @@ def _cnn(
     )
     layers, width = int(rng.integers(1, 4)), log_integer(rng, 4, 24)
     channels = [width, *[min(width * int(rng.integers(1, 3)), 32)] * (layers - 1)]
-    shape = tuple(train[0].shape[1:])
+    shape = (train[0].shape[1], 8, 8)
     return Workload(
         name=f"{family}/{examples.name}",
         family=family,
@@ -104,16 +102,11 @@ def cnn_batchnorm(rng: np.random.Generator, only: Sequence[str] | None = None) -
     return _cnn(rng, "cnn-batchnorm", {"batch": 1}, only)
 
 
-def reconstruct(
-    rng: np.random.Generator, examples: Examples, train_size: int, noise: float = 0.0
-) -> dict[str, Any]:
+def reconstruct(rng: np.random.Generator, examples: Examples, train_size: int, noise: float = 0.0) -> dict[str, Any]:
     """The data of an autoencoder: targets are the inputs, which ``noise`` then disturbs."""
     unlabelled = replace(examples, classes=0, targets=np.zeros((len(examples), 1), np.float32))
     parts = [inputs for inputs, _ in split(rng, unlabelled, train_size)]
-    disturbed = [
-        (clean + noise * clean.new_tensor(rng.normal(size=tuple(clean.shape))), clean)
-        for clean in parts
-    ]
+    disturbed = [(clean + noise * clean.new_tensor(rng.normal(size=tuple(clean.shape))), clean) for clean in parts]
     return {"train": disturbed[0], "heldout": disturbed[1]}
 
 
@@ -181,9 +174,5 @@ def _fixed_autoencoder(name: str, source: Source, hidden: Sequence[int], descrip
 
 _fixed_cnn("digits-cnn", "none", "Two strided convolutions (8, 16 channels) on digits")
 _fixed_cnn("digits-cnn-batchnorm", "batch", "The same with BatchNorm")
-_fixed_autoencoder(
-    "digits-autoencoder", RECONSTRUCTION["digits"], [32, 8, 32], "64-32-8-32-64 on digits, ReLU"
-)
-_fixed_autoencoder(
-    "photo-autoencoder", grey_patches, [48, 16, 48], "64-48-16-48-64 on grey photo patches, ReLU"
-)
+_fixed_autoencoder("digits-autoencoder", RECONSTRUCTION["digits"], [32, 8, 32], "64-32-8-32-64 on digits, ReLU")
+_fixed_autoencoder("photo-autoencoder", grey_patches, [48, 16, 48], "64-48-16-48-64 on grey photo patches, ReLU")

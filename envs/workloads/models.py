@@ -194,9 +194,7 @@ class Recurrent(nn.Module):
         layers: Recurrent layers, one on top of the other.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, hidden: int, *, cell: str = "gru", layers: int = 1
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, hidden: int, *, cell: str = "gru", layers: int = 1) -> None:
         """Create the layers; arguments as above."""
         super().__init__()
         kind = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
@@ -260,9 +258,7 @@ class _Block(nn.Module):
         self.heads, self.pre_norm = heads, pre_norm
         self.project = nn.Linear(width, 3 * width)
         self.merge = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, inner), _activation(activation), nn.Linear(inner, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, inner), _activation(activation), nn.Linear(inner, width))
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
 
     def forward(self, hidden: Tensor) -> Tensor:

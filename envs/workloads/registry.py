@@ -58,9 +58,7 @@ _ENTRIES: dict[str, WorkloadEntry] = {}
 
 
 @overload
-def register_workload(
-    name: str, factory: Factory, *, description: str, kind: Kind = "family"
-) -> Factory: ...
+def register_workload(name: str, factory: Factory, *, description: str, kind: Kind = "family") -> Factory: ...
 @overload
 def register_workload(
     name: str, factory: None = None, *, description: str, kind: Kind = "family"
@@ -128,14 +126,12 @@ def get_workload(spec: WorkloadSpec) -> Factory:
                 f'colon, such as "{spec}:make".'
             )
         raise WorkloadError(
-            f"{unknown_name('workload', spec, workload_names())}; your own is given as "
-            '"path/to/file.py:function".'
+            f'{unknown_name("workload", spec, workload_names())}; your own is given as "path/to/file.py:function".'
         )
     if callable(spec):
         return _adapt(spec, _label(spec))
     raise WorkloadError(
-        f"a workload is given by a name, a path, a Workload or a function, not by a "
-        f"{type(spec).__name__}."
+        f"a workload is given by a name, a path, a Workload or a function, not by a {type(spec).__name__}."
     )
 
 
@@ -161,9 +157,7 @@ def make_workload(spec: WorkloadSpec, rng: np.random.Generator | int) -> Workloa
     except WorkloadError:
         raise
     except Exception as error:
-        raise WorkloadError(
-            f"the workload {label} could not be made: {type(error).__name__}: {error}"
-        ) from error
+        raise WorkloadError(f"the workload {label} could not be made: {type(error).__name__}: {error}") from error
     if not isinstance(workload, Workload):
         raise WorkloadError(
             f"{label} returned a {type(workload).__name__}; return a rlrate.envs.Workload, for "
@@ -215,9 +209,7 @@ def _load_function(path: str, function: str) -> Callable[..., Any]:
             for name, value in vars(module).items()
             if inspect.isfunction(value) and value.__module__ == module.__name__
         ]
-        raise WorkloadError(
-            f"{path!r} has no function {function!r}; it defines {', '.join(defined) or 'none'}."
-        )
+        raise WorkloadError(f"{path!r} has no function {function!r}; it defines {', '.join(defined) or 'none'}.")
     if not callable(found):
         raise WorkloadError(f"{function!r} in {path!r} is not a function.")
     return cast(Callable[..., Any], found)

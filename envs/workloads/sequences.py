@@ -90,7 +90,7 @@ def recurrent(rng: np.random.Generator, only: Sequence[str] | None = None) -> Wo
     train, heldout = split(rng, examples, log_integer(rng, 150, 2000))
     loss: Loss = F.cross_entropy
     if not examples.classes:
-        loss = pick(rng, {F.mse_loss: 2, F.huber_loss: 1})
+        loss = F.mse_loss if rng.random() < 2 / 3 else F.huber_loss
     return Workload(
         name=f"recurrent/{examples.name}",
         family="recurrent",
@@ -120,16 +120,24 @@ def next_character_loss(output: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(output.flatten(0, 1), target.flatten())
 
 
-def _markov_text(rng: np.random.Generator) -> tuple[Array, int]:
-    """8000 characters of a random chain in which the last two decide the next; and the alphabet."""
+def descriptions(_: np.random.Generator) -> tuple[str, Array, int]:
+    """Name, characters and size of the alphabet of scikit-learn's descriptions of data sets."""
+    return "descriptions", encode_text(text()), len(ALPHABET)
+
+
+def chain(rng: np.random.Generator) -> tuple[str, Array, int]:
+    """8000 characters of a random chain in which the last two decide the next's chances."""
     characters, length = int(rng.integers(4, 17)), 8000
     chances = rng.dirichlet(np.full(characters, rng.uniform(0.05, 0.5)), (characters, characters))
     cumulative, dice = chances.cumsum(axis=-1), rng.random(length)
-    chain = np.zeros(length, dtype=np.int64)
+    sequence = np.zeros(length, dtype=np.int64)
     for step in range(2, length):
-        row = cumulative[chain[step - 2], chain[step - 1]]
-        chain[step] = min(int(np.searchsorted(row, dice[step])), characters - 1)
-    return chain, characters
+        row = cumulative[sequence[step - 2], sequence[step - 1]]
+        sequence[step] = min(int(np.searchsorted(row, dice[step])), characters - 1)
+    return "chain", sequence, characters
+
+
+TEXTS = {"descriptions": descriptions, "chain": chain}
 
 
 def _windows(
@@ -149,11 +157,8 @@ def _windows(
 
 @register_workload("char-transformer", description="Tiny causal Transformer, next character")
 def char_transformer(rng: np.random.Generator, only: Sequence[str] | None = None) -> Workload:
-    """A causal Transformer; ``only`` restricts the text to "descriptions" or "chain"."""
-    source = pick(rng, dict.fromkeys(("descriptions", "chain") if only is None else only, 1.0))
-    sequence, characters = (
-        (encode_text(text()), len(ALPHABET)) if source == "descriptions" else _markov_text(rng)
-    )
+    """A causal Transformer; ``only`` restricts the text to names of `TEXTS`."""
+    source, sequence, characters = choose_source(rng, TEXTS, only)
     context, heads = log_integer(rng, 6, 16), pick(rng, {1: 1, 2: 2, 4: 1})
     width = heads * log_integer(rng, 8 // heads + 1, 32 // heads)
     train, heldout = _windows(rng, sequence, context, log_integer(rng, 300, 4000), 128)
@@ -207,9 +212,7 @@ def _char_transformer_small(_: np.random.Generator) -> Workload:
     )
 
 
-register_workload(
-    "digits-gru", _digits_gru, description="GRU of 32 on digits row by row", kind="fixed"
-)
+register_workload("digits-gru", _digits_gru, description="GRU of 32 on digits row by row", kind="fixed")
 register_workload(
     "char-transformer-small",
     _char_transformer_small,

@@ -139,12 +139,7 @@ def linear_regression(rng: np.random.Generator) -> Examples:
 def friedman(rng: np.random.Generator) -> Examples:
     """Friedman's first function of 5 among 5 to 12 inputs (Friedman 1991, Annals of Statistics)."""
     x = rng.uniform(size=(SIZE, int(rng.integers(5, 13))))
-    values = (
-        10 * np.sin(np.pi * x[:, 0] * x[:, 1])
-        + 20 * (x[:, 2] - 0.5) ** 2
-        + 10 * x[:, 3]
-        + 5 * x[:, 4]
-    ) / 5
+    values = (10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2 + 10 * x[:, 3] + 5 * x[:, 4]) / 5
     return _values("friedman", x, values, _noise(rng, values.shape))
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import nn
 from torch.nn import functional as F
 
 from rlrate.envs.workload import Loss, Workload
@@ -134,9 +133,7 @@ def linear(rng: np.random.Generator, only: Sequence[str] | None = None) -> Workl
     return Workload(
         name=f"logistic-regression/{examples.name}",
         family="logistic-regression",
-        make_model=partial(
-            MLP, train[0].shape[1], examples.classes, gain=log_uniform(rng, 0.1, 2.0)
-        ),
+        make_model=partial(MLP, train[0].shape[1], examples.classes, gain=log_uniform(rng, 0.1, 2.0)),
         train=train,
         heldout=heldout,
         loss=F.cross_entropy,
@@ -162,9 +159,7 @@ def _fixed(
         examples = source(np.random.default_rng(0))
         train, heldout = split(np.random.default_rng(0), examples, len(examples), heldout_size)
         outputs = examples.classes or train[1].shape[1]
-        make_model: partial[nn.Module] = partial(
-            MLP, train[0].shape[1], outputs, hidden, **(model or {})
-        )
+        make_model = partial(MLP, train[0].shape[1], outputs, hidden, **(model or {}))
         return Workload(
             name=name,
             family=family,

@@ -1,0 +1,415 @@
+"""The workloads: what a factory may return, the registry, and every built-in family."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+from torch.nn import functional as F
+
+from rlrate.envs.workload import Workload, check_workload
+from rlrate.envs.workloads import (
+    QuadraticWorkload,
+    get_workload,
+    make_workload,
+    register_workload,
+    workload_entries,
+    workload_names,
+)
+from rlrate.envs.workloads import data as bundled
+from rlrate.errors import WorkloadError
+
+FAMILIES = [
+    "mlp-classification",
+    "mlp-regression",
+    "logistic-regression",
+    "cnn",
+    "cnn-batchnorm",
+    "autoencoder",
+    "recurrent",
+    "char-transformer",
+    "noisy-quadratic",
+]
+FIXED = [
+    "digits-mlp",
+    "wine-mlp",
+    "diabetes-mlp",
+    "breast-cancer-logistic",
+    "digits-cnn",
+    "digits-cnn-batchnorm",
+    "digits-autoencoder",
+    "photo-autoencoder",
+    "digits-gru",
+    "char-transformer-small",
+    "quadratic-20",
+]
+SEEDS = range(8)
+
+# Families whose rows are all different, so that a row in both parts would be a leak.
+DISTINCT = {"mlp-regression", "autoencoder", "cnn", "cnn-batchnorm"}
+
+
+def parameters(workload: Workload, seed: int = 0) -> list[Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return [parameter.detach() for parameter in workload.make_model().parameters()]
+
+
+def heldout_loss(workload: Workload, model: nn.Module) -> float:
+    inputs, targets = workload.heldout
+    with torch.no_grad():
+        return float(workload.loss(model.eval()(inputs), targets))
+
+
+def train(workload: Workload, lr: float, steps: int) -> tuple[list[float], nn.Module]:
+    """An ordinary torch loop with Adam."""
+    torch.manual_seed(1)
+    rng = np.random.default_rng(1)
+    model, losses = workload.make_model().train(), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    inputs, targets = workload.train
+    for _ in range(steps):
+        rows = torch.from_numpy(rng.choice(len(inputs), workload.batch_size, replace=False))
+        loss = workload.loss(model(inputs[rows]), targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, model
+
+
+def same(first: Workload, second: Workload) -> bool:
+    pairs = zip(
+        [*first.train, *first.heldout, *parameters(first)],
+        [*second.train, *second.heldout, *parameters(second)],
+        strict=False,
+    )
+    return first.batch_size == second.batch_size and all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_families_and_fixed_workloads_are_registered() -> None:
+    assert set(FAMILIES) <= set(workload_names("family"))
+    assert set(FIXED) <= set(workload_names("fixed"))
+    assert all(entry.description for entry in workload_entries())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_draw_is_a_sound_workload(name: str, seed: int) -> None:
+    workload = make_workload(name, seed)  # checks shapes, types, finiteness
+    assert workload.family == name
+    examples = len(workload.train[0])
+    assert 1 <= workload.batch_size <= min(128, examples)
+    assert len(workload.heldout[0]) <= 256
+    assert name == "noisy-quadratic" or len(workload.heldout[0]) >= 50
+    assert sum(values.numel() for values in parameters(workload)) < 50_000
+    assert all(bool(torch.isfinite(values).all()) for values in parameters(workload))
+    model = workload.make_model()
+    assert heldout_loss(workload, model) > 0
+    if name in DISTINCT:
+        rows = {row.numpy().tobytes() for row in workload.train[0]}
+        assert not any(row.numpy().tobytes() in rows for row in workload.heldout[0])
+    pickle.loads(pickle.dumps(workload))  # workers of a vector environment may be processes
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *FIXED])
+def test_the_seed_decides(name: str) -> None:
+    assert same(make_workload(name, 3), make_workload(name, 3))
+    assert same(make_workload(name, 3), make_workload(name, 4)) == (name in FIXED)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_fixed_workload_learns(name: str) -> None:
+    workload = make_workload(name, 0)
+    start = heldout_loss(workload, workload.make_model())
+    losses, model = train(workload, 0.003, 100)
+    assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:5])
+    assert heldout_loss(workload, model) < start
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_most_draws_of_a_family_learn(name: str) -> None:
+    ratios = []
+    for seed in SEEDS:
+        losses, _ = train(make_workload(name, seed), 0.003, 60)
+        ratios.append(np.mean(losses[-20:]) / np.mean(losses[:5]))
+    assert np.median(ratios) < 0.95  # some stay on a plateau for longer, and are meant to
+    assert max(ratios) < 2.0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", sorted({*FAMILIES} - {"recurrent"}))
+@pytest.mark.filterwarnings("error")
+def test_stacked_networks_equal_single_ones(name: str, seed: int) -> None:
+    workload = make_workload(name, seed)
+    models = [workload.make_model().double() for _ in range(2)]
+    values, buffers = stack_module_state(models)
+    skeleton = workload.make_model().to("meta")
+    inputs, targets = (part[:6] for part in workload.train)
+    inputs, targets = (part.double() if part.is_floating_point() else part for part in (inputs, targets))
+
+    def loss(value: dict[str, Tensor], buffer: dict[str, Tensor]) -> Tensor:
+        return workload.loss(functional_call(skeleton, (value, buffer), (inputs,)), targets)
+
+    stacked = torch.vmap(loss)(values, buffers)
+    gradients = torch.autograd.grad(stacked.sum(), list(values.values()))
+    for index, model in enumerate(models):
+        single = workload.loss(model(inputs), targets)
+        assert stacked[index].item() == pytest.approx(single.item(), rel=1e-9)
+        single.backward()
+        for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+            torch.testing.assert_close(gradient[index], parameter.grad, rtol=1e-7, atol=1e-9)
+
+
+def test_inputs_are_standardised_by_training_statistics() -> None:
+    workload = make_workload("diabetes-mlp", 0)
+    for values in workload.train:
+        assert values.mean(dim=0).abs().max() < 1e-4
+        assert (values.std(dim=0, correction=0) - 1).abs().max() < 1e-3
+    assert workload.heldout[0].mean(dim=0).abs().max() > 1e-3
+
+
+def test_the_quadratic_follows_its_theory() -> None:
+    """Excess loss after SGD at a constant rate, against the recursion in the module's docstring."""
+    workload = make_workload("quadratic-20", 0)
+    assert isinstance(workload, QuadraticWorkload)
+    h, sigma, optimum = (values.double() for values in (workload.curvature, workload.sigma, workload.optimum))
+    rate, batch, steps, runs = 0.3, workload.batch_size, 100, 200
+    mean, variance = -optimum, torch.ones_like(h)  # the start is standard normal
+    for _ in range(steps):
+        mean = (1 - rate * h) * mean
+        variance = (1 - rate * h) ** 2 * variance + (rate * h * sigma) ** 2 / batch
+    expected = float(0.5 * (h * (mean**2 + variance)).sum())
+
+    generator = torch.Generator().manual_seed(0)
+    position = torch.stack([parameters(workload, seed)[0].double() for seed in range(runs)])
+    noise = workload.train[0].double()
+    for _ in range(steps):
+        rows = torch.randint(len(noise), (runs, batch), generator=generator)
+        position = position - rate * h * (position - optimum - noise[rows].mean(dim=1))
+    losses = 0.5 * (h * (position - optimum) ** 2).sum(dim=1)
+    error = float(losses.std()) / math.sqrt(runs)
+    assert float(losses.mean()) == pytest.approx(expected, abs=4 * error)
+
+    model = workload.make_model()
+    with torch.no_grad():
+        model.get_parameter("position").copy_(workload.optimum)
+    assert heldout_loss(workload, model) == 0.0
+
+
+def test_label_noise_and_imbalance() -> None:
+    examples = bundled.digits()
+    rng = np.random.default_rng(0)
+    (_, clean), _ = bundled.split(rng, examples, 1000)
+    rng = np.random.default_rng(0)
+    (_, noisy), _ = bundled.split(rng, examples, 1000, label_noise=0.3)
+    assert 0.2 < float((clean != noisy).float().mean()) < 0.34  # a random class may be the true one
+    (_, uneven), _ = bundled.split(rng, examples, 300, imbalance=0.5)
+    counts = torch.bincount(uneven, minlength=10)
+    assert counts[0] > 5 * counts[9]
+
+
+def test_a_family_can_be_kept_to_some_of_its_data() -> None:
+    factory: Any = get_workload("mlp-classification")
+    names = {factory(np.random.default_rng(seed), only=["wine"]).name for seed in SEEDS}
+    assert names == {"mlp-classification/wine"}
+    for name in ("mlp-classification", "char-transformer"):
+        limited: Any = get_workload(name)
+        with pytest.raises(WorkloadError, match="unknown data vine; choose from"):
+            limited(np.random.default_rng(0), only=["vine"])
+
+
+def test_scikit_learn_is_not_imported_before_its_data_are_needed() -> None:
+    code = (
+        "import sys, rlrate.envs.workloads as w; w.make_workload('noisy-quadratic', 0); "
+        "assert 'sklearn' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_missing_scikit_learn_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    bundled.wine.cache_clear()
+    with pytest.raises(WorkloadError, match=r'pip install "rlrate\[train\]"'):
+        make_workload("wine-mlp", 0)
+
+
+# A user's own workload
+
+INPUTS, TARGETS = torch.randn(40, 5), torch.randint(3, (40,))
+
+
+def linear() -> nn.Module:
+    return nn.Linear(5, 3)
+
+
+def own(**changes: Any) -> Workload:
+    workload = Workload(
+        name="own",
+        family="user",
+        make_model=linear,
+        train=(INPUTS[:30], TARGETS[:30]),
+        heldout=(INPUTS[30:], TARGETS[30:]),
+        loss=F.cross_entropy,
+        batch_size=8,
+        accuracy=True,
+    )
+    return replace(workload, **changes)
+
+
+def test_own_workload_by_value_and_by_function() -> None:
+    workload = own()
+    assert make_workload(workload, 0) is workload
+    assert make_workload(lambda: workload, 0) is workload
+    assert make_workload(lambda rng: own(batch_size=int(rng.integers(1, 9))), 0).name == "own"
+    assert make_workload(own(batch_size=1000), 0).batch_size == 30
+
+
+def test_check_leaves_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    check_workload(own())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": ""}, "name must be a non-empty string"),
+        ({"train": [INPUTS, TARGETS]}, "train must be a pair of tensors"),
+        ({"train": (INPUTS, TARGETS[:10])}, "first axes, the examples, must agree"),
+        ({"train": (INPUTS[:0], TARGETS[:0])}, "train is empty"),
+        ({"heldout": (INPUTS[:0], TARGETS[:0])}, "heldout is empty"),
+        ({"train": (INPUTS.double(), TARGETS)}, "use float32"),
+        ({"train": (INPUTS / 0, TARGETS)}, "NaN or infinite"),
+        ({"heldout": (INPUTS[:, :4], TARGETS)}, "the same shape per example"),
+        ({"batch_size": 0}, "batch_size is 0; give an integer from 1 to 30"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"make_model": nn.Linear(5, 3)}, r"make_model\(\) failed"),
+        ({"make_model": lambda: 3}, "returned a int; return a torch.nn.Module"),
+        ({"make_model": nn.Identity}, "no parameter to train"),
+        ({"make_model": lambda: nn.Linear(6, 3)}, r"fails on inputs of shape \(4, 5\)"),
+        ({"make_model": lambda: nn.GRU(5, 3)}, "returned a tuple; return one tensor"),
+        ({"make_model": lambda: nn.Linear(5, 2)}, "needs logits of shape"),
+        ({"loss": 3}, "loss must be callable"),
+        ({"loss": F.mse_loss}, "the loss fails on output"),
+        (
+            {
+                "make_model": lambda: nn.Linear(5, 1),
+                "train": (INPUTS, INPUTS[:, 0]),
+                "heldout": (INPUTS, INPUTS[:, 0]),
+                "loss": F.mse_loss,
+                "accuracy": False,
+            },
+            r"fails on output \(4, 1\) and target \(4,\)",
+        ),
+        ({"loss": lambda o, t: F.cross_entropy(o, t, reduction="none")}, "must be a scalar"),
+        ({"loss": lambda o, t: o.sum() * math.nan}, "not finite"),
+        ({"train": (INPUTS, INPUTS), "heldout": (INPUTS, INPUTS)}, "needs a vector of int64"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        make_workload(own(**changes), 0)
+
+
+def test_from_dataset() -> None:
+    dataset = torch.utils.data.TensorDataset(INPUTS.double(), TARGETS.int())
+    workload = Workload.from_dataset("own", linear, dataset, dataset, F.cross_entropy, 500)
+    assert workload.accuracy
+    assert workload.batch_size == 40
+    torch.testing.assert_close(workload.train, (INPUTS, TARGETS))
+    pair = (INPUTS, INPUTS[:, :3])
+    regression = Workload.from_dataset("own", linear, pair, pair, F.mse_loss, 8)
+    assert not regression.accuracy
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([], "train_dataset is empty"),
+        (iter([]), "give a dataset with a length"),
+        ([(torch.zeros(5), 0), (torch.zeros(4), 0)], "all of one shape"),
+        ([1, 2], "all of one shape"),
+    ],
+)
+def test_from_dataset_names_what_is_wrong(source: Any, message: str) -> None:
+    pair = (INPUTS, TARGETS)
+    with pytest.raises(WorkloadError, match=message):
+        Workload.from_dataset("own", linear, source, pair, F.cross_entropy, 8)
+    with pytest.raises(WorkloadError, match="at least 1"):
+        Workload.from_dataset("own", linear, pair, pair, F.cross_entropy, 0)
+
+
+# The registry
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mlp-clasification", "did you mean 'mlp-classification'"),
+        ("zzz", "choose one of .*digits-mlp"),
+        ("nowhere/file.py:make", "there is no file 'nowhere/file.py'"),
+        ("nowhere/file.py", 'write the one .* after a colon, such as "nowhere/file.py:make"'),
+        (3, "not by a int"),
+        (lambda: 3, "returned a int; return a rlrate.envs.Workload"),
+        (lambda: 1 / 0, "could not be made: ZeroDivisionError"),
+        (lambda a, b: None, "must take one argument.*a, b"),
+    ],
+)
+def test_registry_errors(spec: Any, message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        make_workload(spec, 0)
+
+
+def test_registration() -> None:
+    with pytest.raises(WorkloadError, match="exists already"):
+        register_workload("cnn", lambda _: own(), description="again")
+    with pytest.raises(WorkloadError, match="cannot be called"):
+        register_workload("a.py:b", lambda _: own(), description="a path")
+    with pytest.raises(WorkloadError, match='give "family" or "fixed"'):
+        register_workload("odd", lambda _: own(), description="odd", kind="odd")  # type: ignore[call-overload]
+
+
+def test_a_workload_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("SIZE = 5\n")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\nfrom beside import SIZE\nfrom rlrate.envs import Workload\n"
+        "def make(rng):\n"
+        "    x = torch.ones(9, SIZE)\n"
+        "    return Workload.from_dataset('mine', lambda: torch.nn.Linear(SIZE, 1), (x, x[:, :1]),"
+        " (x, x[:, :1]), torch.nn.functional.mse_loss, int(rng.integers(1, 9)))\n"
+        "NUMBER = 3\n"
+    )
+    path = list(sys.path)
+    assert make_workload(f"{file}:make", 0).name == "mine"
+    assert sys.path == path
+    with pytest.raises(WorkloadError, match="has no function 'mak'; it defines make"):
+        make_workload(f"{file}:mak", 0)
+    with pytest.raises(WorkloadError, match="is not a function"):
+        make_workload(f"{file}:NUMBER", 0)
+    file = tmp_path / "broken.py"
+    file.write_text("1 / 0\n")
+    with pytest.raises(WorkloadError, match="failed: ZeroDivisionError"):
+        make_workload(f"{file}:make", 0)
+
+
+def test_the_example_in_the_documentation_runs(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "workloads.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    file = tmp_path / "my_file.py"
+    file.write_text(blocks[0])
+    assert make_workload(f"{file}:make", 0).accuracy
+    for name in [*FAMILIES, *FIXED]:
+        assert f"`{name}`" in page.read_text(), f"docs/workloads.md does not mention {name}"
