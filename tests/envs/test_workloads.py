@@ -83,7 +83,7 @@ def train(workload: Workload, lr: float, steps: int) -> tuple[list[float], nn.Mo
         rows = torch.from_numpy(rng.choice(len(inputs), workload.batch_size, replace=False))
         loss = workload.loss(model(inputs[rows]), targets[rows])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         losses.append(loss.item())
     return losses, model
@@ -167,7 +167,7 @@ def test_stacked_networks_equal_single_ones(name: str, seed: int) -> None:
     for index, model in enumerate(models):
         single = workload.loss(model(inputs), targets)
         assert stacked[index].item() == pytest.approx(single.item(), rel=1e-9)
-        single.backward()
+        torch.autograd.backward(single)
         for gradient, parameter in zip(gradients, model.parameters(), strict=True):
             torch.testing.assert_close(gradient[index], parameter.grad, rtol=1e-7, atol=1e-9)
 
