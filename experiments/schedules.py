@@ -58,9 +58,7 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRSche
     if warmup == 0:
         return cosine(optimizer, total_steps)
     rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-    return lr_scheduler.SequentialLR(
-        optimizer, [rise, cosine(optimizer, total_steps - warmup)], milestones=[warmup]
-    )
+    return lr_scheduler.SequentialLR(optimizer, [rise, cosine(optimizer, total_steps - warmup)], milestones=[warmup])
 
 
 def one_cycle(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
@@ -69,16 +67,12 @@ def one_cycle(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRSchedule
     The settings are torch's defaults. Only the learning rate cycles: the momentum is the
     optimizer's own, as under every other schedule here.
     """
-    return lr_scheduler.OneCycleLR(
-        optimizer, max_lr=1.0, total_steps=total_steps, cycle_momentum=False
-    )
+    return lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=total_steps, cycle_momentum=False)
 
 
 def linear(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
     """A straight line from the peak, which would reach 0 just after the last update."""
-    return lr_scheduler.LinearLR(
-        optimizer, start_factor=1.0, end_factor=0.0, total_iters=total_steps
-    )
+    return lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=total_steps)
 
 
 _OPEN_LOOP: dict[str, _Maker] = {
@@ -166,9 +160,7 @@ class ReduceOnPlateau:
         # eps is an absolute difference of rates below which torch keeps the old one; the factor
         # is relative, so 0 makes the schedule the same at every peak.
         self._schedulers = [
-            lr_scheduler.ReduceLROnPlateau(
-                optimizer, mode="min", factor=factor, patience=patience, eps=0.0
-            )
+            lr_scheduler.ReduceLROnPlateau(optimizer, mode="min", factor=factor, patience=patience, eps=0.0)
             for optimizer in self._optimizers
         ]
         self._updates = 0
@@ -194,8 +186,7 @@ class ReduceOnPlateau:
         values = np.asarray(values, dtype=np.float64)
         if values.shape != self._loss_sum.shape:
             raise ConfigError(
-                f"losses has shape {values.shape}, but one loss per run is needed: "
-                f"{self._loss_sum.shape}"
+                f"losses has shape {values.shape}, but one loss per run is needed: {self._loss_sum.shape}"
             )
         self._loss_sum += values
         self._updates += 1

@@ -1,0 +1,158 @@
+"""The whole story in minutes: train a controller, export it, apply it in a plain loop, compare it.
+
+Run by ``make demo``. Every figure printed here is measured in the run that prints it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+import rlrate
+from rlrate.agents import Recipe, train
+from rlrate.envs import Workload, make_optimizer, make_workload
+from rlrate.envs.plain import plain_run
+from rlrate.experiments.compare import REPORT_SEED, Comparison, bootstrap, compare
+
+RECIPE = "demo"
+WORKLOAD = "digits-cnn"
+OPTIMIZERS = ("adam", "rmsprop", "adagrad", "momentum")
+STEPS = 600
+STARTS = 50
+
+Losses = NDArray[np.float64]
+console = Console()
+
+
+def main(out: Path = Path("runs/demo")) -> None:
+    """Runs the demo and writes everything to ``out``, which is replaced."""
+    begun = time.perf_counter()
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    shutil.rmtree(out, ignore_errors=True)
+    recipe = Recipe.load(RECIPE)
+    console.rule("1  train and export")
+    families = ", ".join(recipe.environment["workload"])
+    console.print(
+        f"PPO learns to set learning rates on {families} (synthetic and real data): "
+        f"{recipe.iterations} rollouts of {recipe.runs} networks. No convolutional network is among them."
+    )
+    path = _train(recipe, out)
+    controller = rlrate.Controller.load(path)
+    console.print(f"exported: {path} ({path.stat().st_size / 1024:.0f} KiB)")
+    console.rule("2  apply it in a plain loop, whatever learning rate was given")
+    losses = _starts(controller)
+    console.rule("3  compare it with hand-tuned schedules")
+    console.print(
+        f"{WORKLOAD} (never trained on), {STEPS} updates; every schedule at the best of 9 peak rates, chosen on 2 "
+        "other seeds"
+    )
+    comparison = _compare(controller, out)
+    console.print(comparison.table())
+    _verdict(comparison, losses)
+    console.print(f"table and curves: {out / 'comparison'}/results.json, *.png")
+    console.print(f"whole demo after installation: {time.perf_counter() - begun:.0f} s")
+
+
+def _train(recipe: Recipe, out: Path) -> Path:
+    with _progress() as bar:
+        task = bar.add_task("training", total=recipe.iterations, note="")
+
+        def report(done: int, _: int, row: dict[str, float]) -> None:
+            bar.update(task, completed=done, note=f"mean log improvement {row['return_mean']:.2f}")
+
+        return train(recipe, out / "training", progress=report)
+
+
+def _starts(controller: rlrate.Controller) -> Losses:
+    """Final held-out loss of plain torch loops, given learning rates from 1e-7 to 10."""
+    workload = make_workload(WORKLOAD, np.random.default_rng(0))
+    losses = []
+    with _progress() as bar:
+        task = bar.add_task("plain loops", total=STARTS, note="")
+        for index, given in enumerate(np.logspace(-7, 1, STARTS)):
+            run = plain_run(workload, make_optimizer("adam"), REPORT_SEED + index % 5)
+            optimizer = run.optimizer
+            optimizer.param_groups[0]["lr"] = float(given)
+            scheduler = rlrate.LearnedLR(optimizer, total_steps=STEPS, controller=controller)
+            for inputs, targets in run.batches(STEPS):
+                loss = workload.loss(run.model(inputs), targets)
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+                scheduler.step(loss)
+            losses.append(_heldout(run.model, workload))
+            bar.update(task, completed=index + 1, note=f"given {given:.1e}")
+    result = np.array(losses)
+    broken = int((~np.isfinite(result)).sum())
+    finite = result[np.isfinite(result)]
+    console.print(
+        f"{STARTS} plain Adam loops given rates from 1e-7 to 1e+1: {broken} diverged, "
+        f"final held-out loss {finite.min():.4f} .. {finite.max():.4f} over 5 seeds"
+    )
+    return result
+
+
+def _heldout(model: nn.Module, workload: Workload) -> float:
+    inputs, targets = workload.heldout
+    model.eval()
+    with torch.no_grad():
+        return float(workload.loss(model(inputs), targets))
+
+
+def _compare(controller: rlrate.Controller, out: Path) -> Comparison:
+    with _progress() as bar:
+        task = bar.add_task("comparing", total=1, note="")
+
+        def report(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, note=what)
+
+        return compare(
+            [WORKLOAD],
+            OPTIMIZERS,
+            steps=STEPS,
+            controller=controller,
+            out=out / "comparison",
+            progress=report,
+        )
+
+
+def _verdict(comparison: Comparison, starts: Losses) -> None:
+    """Learned against Adam at its best constant rate, seed by seed."""
+    learned = comparison.row(WORKLOAD, "adam", "learned")
+    constant = comparison.row(WORKLOAD, "adam", "constant")
+    logs = np.log(np.array(learned.losses) / np.array(constant.losses))
+    low, high = bootstrap(logs)
+    console.print(
+        f"learned, no learning rate given / Adam at the best constant of {constant.trials} rates: "
+        f"[bold]{np.exp(logs.mean()):.3f}[/bold] (95 % interval {low:.3f} .. {high:.3f}, {len(logs)} paired seeds)"
+    )
+    total = comparison.summary()["all"]
+    console.print(
+        f"learned / best tuned of all {len(comparison.settings['schedules'])} schedules, {len(OPTIMIZERS)} optimizers: "
+        f"{total['ratio']:.3f}; diverged: {total['diverged'] + int((~np.isfinite(starts)).sum())} of "
+        f"{total['runs'] + len(starts)} learned runs"
+    )
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=not sys.stdout.isatty(),
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/demo"))
