@@ -2,9 +2,10 @@
 
 from rlrate.control.action import Action, SpikeGuard
 from rlrate.control.cadence import Cadence
-from rlrate.control.control import ControlSpec, RateControl
+from rlrate.control.control import RateControl
 from rlrate.control.sampler import UpdateSampler
-from rlrate.control.signals import LIMIT, SIGNALS, Signals
+from rlrate.control.signals import LIMIT, SIGNALS, Interval, Signals
+from rlrate.control.spec import ControlSpec
 
 __all__ = [
     "LIMIT",
@@ -12,6 +13,7 @@ __all__ = [
     "Action",
     "Cadence",
     "ControlSpec",
+    "Interval",
     "RateControl",
     "Signals",
     "SpikeGuard",

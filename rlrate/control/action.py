@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rlrate.control.state import dump, restore
 from rlrate.errors import ConfigError
 
 Array = NDArray[np.float64]
+
+_GUARD_STATE = ("first", "smooth", "best", "noise")
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,14 @@ class SpikeGuard:
             self.smooth = np.where(broken, self.smooth, smooth)
             self.best = np.where(spiked, mean, np.fmin(self.best, self.smooth))
         return spiked, broken
+
+    def state_dict(self) -> dict[str, Any]:
+        """The smoothed losses, as torch tensors."""
+        return dump(self, _GUARD_STATE)
+
+    def load_state_dict(self, state: object) -> None:
+        """Continues from what :meth:`state_dict` returned."""
+        restore(self, _GUARD_STATE, state)
 
 
 def _require(ok: bool, what: str, got: object) -> None:

@@ -51,12 +51,11 @@ class Cadence:
         """
         if total_steps < self.first * self.decisions:
             count = max(1, total_steps // self.first)
-            ends = np.rint(np.linspace(0, total_steps, count + 1)[1:])
-            return ends.astype(np.int64)
+            return _integers(np.linspace(0, total_steps, count + 1)[1:])
         growth = self._growth(total_steps)
         lengths = self.first * growth ** np.minimum(np.arange(self.decisions), self.ramp)
         ends = np.cumsum(lengths)
-        return np.rint(ends * (total_steps / ends[-1])).astype(np.int64)
+        return _integers(ends * (total_steps / ends[-1]))
 
     def _growth(self, total_steps: int) -> float:
         exponents = np.minimum(np.arange(self.decisions), self.ramp).astype(np.float64)
@@ -71,3 +70,8 @@ class Cadence:
             middle = 0.5 * (low + high)
             low, high = (middle, high) if total(middle) < total_steps else (low, middle)
         return float(np.exp(0.5 * (low + high)))
+
+
+def _integers(ends: NDArray[np.float64]) -> NDArray[np.int64]:
+    nearest: NDArray[np.int64] = np.rint(ends).astype(np.int64)
+    return nearest

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlrate.control.action import Action, SpikeGuard
-from rlrate.control.cadence import Cadence
+from rlrate.control.action import SpikeGuard
 from rlrate.control.signals import Interval, Signals
-from rlrate.errors import ConfigError
+from rlrate.control.spec import ControlSpec
+from rlrate.control.state import dump, restore
+from rlrate.control.trend import LossTrend
 
 Array = NDArray[np.float64]
-Part = TypeVar("Part", Cadence, Action)
 
 #: The first probing update aims at this relative size: negligible, yet far above float32 rounding.
 PROBE_RATIO = 1e-5
@@ -23,47 +23,27 @@ PROBE_RATIO = 1e-5
 #: Updates before each decision at which gradients are sampled.
 WINDOW = 4
 
-
-@dataclass(frozen=True)
-class ControlSpec:
-    """What a policy sees and does: signals, cadence and action. Part of every controller file."""
-
-    signals: tuple[str, ...] = tuple(Signals().names)
-    cadence: Cadence = field(default_factory=Cadence)
-    action: Action = field(default_factory=Action)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; :meth:`from_dict` is its inverse."""
-        plain = asdict(self)
-        plain["signals"] = list(self.signals)
-        multipliers = self.action.multipliers
-        plain["action"]["multipliers"] = None if multipliers is None else list(multipliers)
-        return plain
-
-    @classmethod
-    def from_dict(cls, data: object) -> ControlSpec:
-        """Reads what :meth:`to_dict` wrote.
-
-        Raises:
-            ConfigError: for a missing, unknown or illegal entry.
-        """
-        if not isinstance(data, dict) or set(data) != {"signals", "cadence", "action"}:
-            raise ConfigError("a control specification has exactly signals, cadence and action")
-        names = data["signals"]
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ConfigError("signals must be a list of names")
-        Signals(tuple(names))
-        return cls(tuple(names), _read(Cadence, data["cadence"]), _read(Action, data["action"]))
-
-
-def _read(kind: type[Part], data: object) -> Part:
-    names = {f.name for f in fields(kind)}
-    if not isinstance(data, dict) or set(data) != names:
-        raise ConfigError(f"{kind.__name__.lower()} must have exactly the entries {sorted(names)}")
-    try:
-        return kind(**data)
-    except TypeError as error:
-        raise ConfigError(f"{kind.__name__.lower()}: an entry has the wrong type ({error})") from None
+#: What changes during a run, apart from the parts that keep their own state.
+_STATE = (
+    "updates",
+    "decisions",
+    "interventions",
+    "log_rate",
+    "log_start",
+    "_base",
+    "_log_base",
+    "_next",
+    "_action",
+    "_capped",
+    "_ratio",
+    "_layer_ratio",
+    "_probing",
+    "_unit",
+    "_losses",
+    "_length",
+    "_cuts",
+    "_samples",
+)
 
 
 class RateControl:
@@ -108,8 +88,7 @@ class RateControl:
         self.updates = 0
         self.decisions = 0
         self.interventions = {"cut": np.zeros(runs, int), "cap": np.zeros(runs, int)}
-        self.log_rate = np.log(np.clip(given, min_rate, max_rate))
-        self.log_start = self.log_rate.copy()
+        self.give(given)
         self._next = 0
         self._action = np.zeros(runs)
         self._capped = np.zeros(runs)
@@ -119,12 +98,20 @@ class RateControl:
         self._unit: list[Array] = []
         self._reset_interval()
 
+    def give(self, rates: Array) -> None:
+        """Sets the rates that the runs were given, shape (N,); only before the first update."""
+        self._base = np.clip(np.asarray(rates, np.float64), self.min_rate, self.max_rate)
+        self._log_base = np.log(self._base)
+        self.log_rate, self.log_start = self._log_base.copy(), self._log_base.copy()
+
     # Position -----------------------------------------------------------------------------------------
 
     @property
     def rates(self) -> Array:
         """Learning rate of the next update, shape (N,): finite and within bounds."""
-        rates = np.exp(self.log_rate)
+        # Relative to the given rate, which is then held exactly when nothing changes it.
+        rates = self._base * np.exp(self.log_rate - self._log_base)
+        rates = np.minimum(np.maximum(rates, self.min_rate), self.max_rate)
         if not self._probing:
             last = self.total_steps - 1  # past the budget the final rate stays
             rates = rates * self.spec.action.envelope(min(self.updates, last) / self.total_steps)
@@ -138,9 +125,15 @@ class RateControl:
     @property
     def sampling(self) -> bool:
         """Whether the gradient of the next update is to be sampled."""
-        if self._probing or self._next >= len(self.boundaries):
-            return self._probing
-        return int(self.boundaries[self._next]) - self.updates <= WINDOW
+        return self.samples_at(self.updates)
+
+    def samples_at(self, position: int) -> bool:
+        """Whether to sample the gradient of the update after ``position`` updates, as seen from now."""
+        if self._probing:
+            return position < min(self.spec.cadence.probe, self.total_steps)
+        if self._next >= len(self.boundaries):
+            return False
+        return 0 < int(self.boundaries[self._next]) - position <= WINDOW
 
     @property
     def done(self) -> bool:
@@ -205,20 +198,14 @@ class RateControl:
 
     def observe(self) -> NDArray[np.float32]:
         """The observation at the end of the interval, shape (N, size of the signals); call once a decision."""
-        n, t, tt, y, ty, yy = self._trend
-        with np.errstate(all="ignore"):
-            mean = y / n
-            stt, sty, syy = tt - t * t / n, ty - t * y / n, yy - y * y / n
-            residual = np.sqrt(np.maximum(syy - sty * sty / stt, 0.0) / np.maximum(n - 2, 1))
-            slope = sty / np.sqrt(stt) / np.maximum(residual, 1e-12 + 1e-6 * np.abs(mean))
-            noise = np.sqrt(self._noise[1] / self._noise[0])
+        mean, noise, slope = self._trend.summary()
         interval = Interval(
             progress=self.updates / self.total_steps,
             decisions=self.decisions,
             updates=self._length,
             loss=mean,
             noise=noise,
-            slope=np.where(n >= 3, slope, 0.0),
+            slope=slope,
             samples=self._samples,
             update_ratio=self._ratio,
             layer_ratio=self._layer_ratio,
@@ -249,6 +236,24 @@ class RateControl:
         self._action = action
         self.decisions += 1
 
+    # State --------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes during the runs, as numbers, lists, dictionaries and torch tensors."""
+        parts = {"signals": self.signals, "guard": self.guard, "trend": self._trend}
+        return {**dump(self, _STATE), **{name: part.state_dict() for name, part in parts.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues where :meth:`state_dict` was called, for the same specification, budget and number of runs.
+
+        Raises:
+            ConfigError: when ``state`` does not have the entries and shapes of such a state.
+        """
+        restore(self, _STATE, state)
+        self.signals.load_state_dict(state.get("signals"))
+        self.guard.load_state_dict(state.get("guard"))
+        self._trend.load_state_dict(state.get("trend"))
+
     # Inner --------------------------------------------------------------------------------------------
 
     def _bounded(self, log_rate: Array) -> Array:
@@ -259,8 +264,7 @@ class RateControl:
         self._length = 0
         self._cuts = np.zeros(self.runs)
         self._samples: Array = np.zeros((0, 7, self.runs))
-        self._trend = np.zeros((6, self.runs))
-        self._noise = np.zeros((2, self.runs))
+        self._trend = LossTrend(self.runs)
 
     def _measure(self, samples: Array, rates: Array) -> None:
         """Relative update sizes, expressed at the rate before the final anneal."""
@@ -291,7 +295,7 @@ class RateControl:
         self._losses = []
         spiked, broken = self.guard.spikes(block)
         broken &= ~self.blind
-        self._add_to_trend(block)
+        self._trend.add(block, self._length - len(block))
         cut = self.spec.action.cut
         if cut is None or self._probing:
             return
@@ -300,23 +304,3 @@ class RateControl:
             self.log_rate = self._bounded(self.log_rate + factor * math.log(cut))
             self._cuts += factor > 0
             self.interventions["cut"] += factor > 0
-
-    def _add_to_trend(self, block: Array) -> None:
-        finite = np.isfinite(block)
-        values = np.where(finite, block, 0.0)
-        count = finite.sum(axis=0)
-        times = (self._length - len(block) + np.arange(len(block)))[:, None] * finite
-        with np.errstate(all="ignore"):
-            self._trend += np.stack(
-                [
-                    count,
-                    times.sum(axis=0),
-                    (times * times).sum(axis=0),
-                    values.sum(axis=0),
-                    (times * values).sum(axis=0),
-                    (values * values).sum(axis=0),
-                ]
-            )
-            centre = values.sum(axis=0) / np.maximum(count, 1)
-            squares = (np.where(finite, block - centre, 0.0) ** 2).sum(axis=0)
-            self._noise += np.stack([np.maximum(count - 1.0, 0.0), squares])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rlrate.control.state import dump, restore
 from rlrate.errors import ConfigError
 
 Array = NDArray[np.float64]
@@ -40,6 +42,8 @@ SIGNALS: dict[str, str] = {
     "cuts": "spikes of the loss in the last interval (saturates at 2)",
     "capped": "1 when the cap on the update size held the last action back",
 }
+
+_STATE = ("positive", "first", "previous", "fast", "slow", "best", "scale", "gradient_first", "action_mean")
 
 
 @dataclass
@@ -124,7 +128,16 @@ class Signals:
             values = {**self._position(interval), **self._loss(interval), **self._gradient(interval)}
         rows = np.stack([np.broadcast_to(values[name], (self.runs,)) for name in self.names], axis=1)
         rows = np.nan_to_num(rows, nan=0.0, posinf=LIMIT, neginf=-LIMIT)
-        return np.clip(rows, -LIMIT, LIMIT).astype(np.float32)
+        observation: NDArray[np.float32] = np.clip(rows, -LIMIT, LIMIT).astype(np.float32)
+        return observation
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moving averages, as torch tensors."""
+        return dump(self, _STATE)
+
+    def load_state_dict(self, state: object) -> None:
+        """Continues from what :meth:`state_dict` returned."""
+        restore(self, _STATE, state)
 
     def _position(self, interval: Interval) -> dict[str, Array | float]:
         self.action_mean = 0.7 * self.action_mean + 0.3 * interval.action
