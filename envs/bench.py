@@ -1,0 +1,142 @@
+"""How much faster a population is than training its networks one after another."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rlrate.envs.optimizers import OptimizerSpec, make_optimizer
+from rlrate.envs.population import Population
+from rlrate.envs.workload import Workload
+
+__all__ = ["BENCHMARKS", "population_throughput"]
+
+#: Training examples of every benchmark, and examples per minibatch.
+EXAMPLES, BATCH = 1500, 32
+
+
+def _mlp(inputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def _cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+#: Name -> (module, shape of an example, population sizes).
+BENCHMARKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]] = {
+    "mlp_64_64_10": (lambda: _mlp(64), (64,), (16, 64, 256)),
+    "mlp_784_64_10": (lambda: _mlp(784), (784,), (16, 64)),
+    "cnn": (_cnn, (1, 8, 8), (16, 64)),
+}
+
+
+def population_throughput(
+    names: Sequence[str] | None = None, *, repeats: int = 7, seconds: float = 0.25
+) -> dict[str, Any]:
+    """Measure network updates per second of populations and of a plain torch loop, with Adam.
+
+    The plain loop is an ordinary module and ``torch.optim.Adam`` with its default settings:
+    minibatch by index, ``zero_grad``, ``backward``, ``step``. Both draw their batches from
+    shuffled epochs. Short measurements of all contenders alternate, so that each sees the same
+    state of the machine; ratios are medians over the rounds of the ratio within a round.
+
+    Args:
+        names: Keys of `BENCHMARKS`; None for all.
+        repeats: Rounds.
+        seconds: Length of one measurement.
+
+    Returns:
+        The number of threads and, by benchmark: ``plain`` (updates/s), ``sizes`` (by population
+        size: ``updates_per_second`` and ``ratio``), ``best_size`` and ``best_ratio``.
+    """
+    report: dict[str, Any] = {"threads": torch.get_num_threads()}
+    adam = make_optimizer("adam")
+    for name in BENCHMARKS if names is None else names:
+        make, shape, sizes = BENCHMARKS[name]
+        workload = _workload(name, make, shape)
+        contenders = [(1, _plain_stepper(workload, adam))]
+        contenders += [(size, _population_stepper(workload, adam, size)) for size in sizes]
+        for _, step in contenders:
+            _rate(step, seconds / 4)
+        rounds = [[size * _rate(step, seconds) for size, step in contenders] for _ in range(repeats)]
+        by_size = {
+            size: {
+                "updates_per_second": statistics.median(rates[k] for rates in rounds),
+                "ratio": statistics.median(rates[k] / rates[0] for rates in rounds),
+            }
+            for k, size in enumerate(sizes, start=1)
+        }
+        best = max(sizes, key=lambda size: by_size[size]["ratio"])
+        report[name] = {
+            "plain": statistics.median(rates[0] for rates in rounds),
+            "sizes": {str(size): values for size, values in by_size.items()},
+            "best_size": best,
+            "best_ratio": by_size[best]["ratio"],
+        }
+    return report
+
+
+def _workload(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Workload:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(EXAMPLES, *shape, generator=generator)
+    targets = torch.randint(0, 10, (EXAMPLES,), generator=generator)
+    split = (inputs, targets)
+    return Workload(name, "benchmark", make, split, split, F.cross_entropy, BATCH, accuracy=True)
+
+
+def _plain_stepper(workload: Workload, spec: OptimizerSpec) -> Callable[[], object]:
+    model, loss_of = workload.make_model(), workload.loss
+    optimizer = spec.build(model.parameters(), 1e-3)
+    inputs, targets = workload.train
+    order, position = torch.randperm(EXAMPLES), 0
+
+    def step() -> None:
+        nonlocal order, position
+        if position + BATCH > EXAMPLES:
+            order, position = torch.randperm(EXAMPLES), 0
+        index = order[position : position + BATCH]
+        position += BATCH
+        loss = loss_of(model(inputs[index]), targets[index])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def _population_stepper(workload: Workload, spec: OptimizerSpec, size: int) -> Callable[[], object]:
+    population = Population(workload, spec, range(size))
+    rates = torch.full((size,), 1e-3)
+
+    def step() -> None:
+        population.backward()
+        population.update(rates)
+
+    return step
+
+
+def _rate(step: Callable[[], object], seconds: float) -> float:
+    """Calls of ``step`` per second."""
+    calls, start = 0, time.perf_counter()
+    while True:
+        step()
+        calls += 1
+        elapsed = time.perf_counter() - start
+        if elapsed >= seconds and calls >= 3:
+            return calls / elapsed

@@ -1,0 +1,241 @@
+"""Loss, gradient and evaluation of stacked networks: vectorised, or one by one where need be."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from rlrate.envs.lowering import Lowering
+from rlrate.envs.replica import Replica
+from rlrate.envs.workload import Workload
+
+__all__ = ["Forward"]
+
+Gradients = tuple[Tensor, Sequence[Tensor | None]]
+
+
+class Forward:
+    """Runs a workload's module with the parameters of many networks.
+
+    Args:
+        workload: Module, data and loss.
+        dtype: Of floating point data.
+        replicas: Modules to run, one per thread that may run at once; more are dropped.
+        noise: One generator per network of the population.
+
+    Attributes:
+        loop: Whether networks run one by one; None until `probe` has tried.
+        activations: Numbers that one network keeps between its forward and backward pass.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        dtype: torch.dtype,
+        replicas: Sequence[Replica],
+        noise: Sequence[torch.Generator],
+    ) -> None:
+        self.workload = workload
+        self.loop: bool | None = None
+        self._replicas = list(replicas[: max(1, torch.get_num_threads())])
+        self._noise = noise
+        self._train = [_cast(values, dtype) for values in workload.train]
+        self._heldout = [_cast(values, dtype) for values in workload.heldout]
+        self._classes = all(
+            not s[1].is_floating_point() and bool((s[1] >= 0).all()) for s in (workload.train, workload.heldout)
+        )
+        self.activations = self._count_activations()
+
+    def gradients(
+        self,
+        worker: int,
+        leaves: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        index: Tensor,
+        noise: Sequence[torch.Generator],
+    ) -> Gradients:
+        """Losses and their gradients for some networks, each on its minibatch.
+
+        Args:
+            worker: Number of the calling thread.
+            leaves: Stacked parameters, (n, *shape), that require gradients.
+            buffers: Stacked buffers, changed in place as the module changes them.
+            index: (n, batch_size) examples of each network.
+            noise: n generators.
+
+        Returns:
+            Losses (n,), detached, and gradients like ``leaves``.
+        """
+        runs, batch = index.shape
+        flat = index.reshape(-1)
+        x, y = (values.index_select(0, flat).view(runs, batch, *values.shape[1:]) for values in self._train)
+        with torch.enable_grad():
+            if self.loop:
+                return self._loop(leaves, buffers, x, y, noise)
+            losses = self._vectorised(worker, leaves, buffers, x, y, noise)
+            grads = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True)
+        return losses.detach(), grads
+
+    def evaluate(
+        self,
+        worker: int,
+        stacks: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        examples: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Held-out loss and accuracy, each (n,), ``examples`` at a time; may change ``buffers``."""
+        replica = self._replicas[worker]
+        runs, total = len(stacks[0]), len(self._heldout[0])
+        loss, right = stacks[0].new_zeros(runs), stacks[0].new_zeros(runs)
+        replica.module.eval()
+        try:
+            with torch.no_grad():
+                for start in range(0, total, examples):
+                    x, y = (values[start : start + examples] for values in self._heldout)
+                    mean, correct = self._evaluate_block(replica, [*stacks, *buffers], x, y)
+                    loss += mean * (len(x) / total)
+                    right += correct
+        finally:
+            replica.module.train()
+            replica.restore()
+        return loss, right / total if self.workload.accuracy else right.fill_(math.nan)
+
+    def probe(self, leaves: Sequence[Tensor], buffers: Sequence[Tensor], index: Tensor) -> None:
+        """Find out whether the module can be vectorised, on one network; changes nothing else."""
+        leaves = [leaf[:1].detach().requires_grad_() for leaf in leaves]
+        buffers = [value.clone() for value in buffers]
+        noise = torch.Generator()
+        noise.set_state(self._noise[0].get_state())
+        self.loop = False
+        with torch.random.fork_rng(devices=[]):
+            before = torch.get_rng_state()
+            try:
+                self.gradients(0, leaves, buffers, index, [noise])
+                problem = (
+                    ""
+                    if torch.equal(before, torch.get_rng_state())
+                    else ("it draws random numbers in a way that is not one of dropout and torch.rand*")
+                )
+            except Exception as error:  # whatever vmap raises, the loop below is the judge
+                problem = str(error).strip().split("\n")[0] or type(error).__name__
+            if not problem:
+                return
+            self.loop = True
+            self.gradients(0, leaves, buffers, index, [noise])  # raises if the module is at fault
+        warnings.warn(
+            f"{self.workload.name}: the networks of this population run one by one, which is "
+            f"slower, as the module cannot be vectorised: {problem}",
+            stacklevel=3,
+        )
+
+    def _vectorised(
+        self,
+        worker: int,
+        leaves: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        x: Tensor,
+        y: Tensor,
+        noise: Sequence[torch.Generator],
+    ) -> Tensor:
+        replica, loss = self._replicas[worker], self.workload.loss
+        targets = y if self._classes else None
+
+        def one(values: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+            replica.put(values)
+            with Lowering(noise, targets):
+                return loss(replica.module(x), y), replica.replaced(values)
+
+        try:
+            losses, replaced = torch.vmap(one, randomness="different")([*leaves, *buffers], x, y)
+        finally:
+            replica.restore()
+        for index, value in replaced.items():
+            buffers[index].copy_(value.detach())
+        return losses
+
+    def _loop(
+        self,
+        leaves: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        x: Tensor,
+        y: Tensor,
+        noise: Sequence[torch.Generator],
+    ) -> Gradients:
+        replica = self._replicas[0]
+        losses, gradients = [], []
+        with torch.random.fork_rng(devices=[]):
+            for run, generator in enumerate(noise):
+                own = [leaf[run].detach().requires_grad_() for leaf in leaves]
+                values = [*own, *(value[run] for value in buffers)]
+                replica.put(values)
+                try:
+                    torch.set_rng_state(generator.get_state())
+                    loss = self.workload.loss(replica.module(x[run]), y[run])
+                    generator.set_state(torch.get_rng_state())
+                    for index, value in replica.replaced(values).items():
+                        buffers[index][run] = value.detach()
+                finally:
+                    replica.restore()
+                losses.append(loss.detach())
+                gradients.append(torch.autograd.grad(loss, own, allow_unused=True))
+        stacked = [
+            None
+            if all(g is None for g in column)
+            else torch.stack([torch.zeros_like(leaf[0]) if g is None else g for g in column])
+            for leaf, column in zip(leaves, zip(*gradients, strict=True), strict=True)
+        ]
+        return torch.stack(losses), stacked
+
+    def _evaluate_block(
+        self, replica: Replica, values: Sequence[Tensor], x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean loss and number of correct answers of each network on the same examples."""
+        loss, classes = self.workload.loss, self.workload.accuracy
+
+        def one(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            replica.put(values)
+            output = replica.module(x)
+            value = loss(output, y)
+            right = (output.argmax(1) == y).sum() if classes else torch.zeros_like(value)
+            return value, right.to(value.dtype)
+
+        def lowered(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            with Lowering([], y if self._classes else None):
+                return one(values)
+
+        if not self.loop:
+            return torch.vmap(lowered, randomness="different")(values)
+        with torch.random.fork_rng(devices=[]):
+            results = [one([value[run] for value in values]) for run in range(len(values[0]))]
+        losses, rights = zip(*results, strict=True)
+        return torch.stack(losses), torch.stack(rights)
+
+    def _count_activations(self) -> int:
+        """Numbers saved for the backward pass of one network: those of an ordinary step."""
+        seen: dict[int, int] = {}
+
+        def pack(value: Tensor) -> Tensor:
+            seen[value.data_ptr()] = value.numel()
+            return value
+
+        replica, batch = self._replicas[0], self.workload.batch_size
+        buffers = [value.clone() for value in replica.buffers()]
+        x, y = (values[:batch] for values in self._train)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            replica.put([*replica.parameters(), *buffers])
+            try:
+                with saved_tensors_hooks(pack, lambda value: value):
+                    self.workload.loss(replica.module(x), y)
+            finally:
+                replica.restore()
+        return sum(seen.values())
+
+
+def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.to(dtype) if values.is_floating_point() else values
