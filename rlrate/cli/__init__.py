@@ -1,0 +1,5 @@
+"""The command line: ``rlrate train | export | inspect | compare | workloads | bench``."""
+
+from rlrate.cli.app import app, main
+
+__all__ = ["app", "main"]
