@@ -46,6 +46,11 @@ def write_checkpoint(
     write_atomically(path, buffer.getvalue())
 
 
+def has_checkpoint(out: Path) -> bool:
+    """Whether a training folder holds a checkpoint, readable or not."""
+    return any((out / name).exists() for name in _NAMES)
+
+
 def read_checkpoint(out: Path) -> dict[str, Any]:
     """The newest readable checkpoint of a training folder.
 

@@ -21,7 +21,7 @@ from stable_baselines3.common.logger import Logger, configure
 from torch import nn
 
 import rlrate
-from rlrate.agents.checkpoint import read_checkpoint, restore_state, write_checkpoint
+from rlrate.agents.checkpoint import has_checkpoint, read_checkpoint, restore_state, write_checkpoint
 from rlrate.agents.export import controller_from
 from rlrate.agents.metrics import RolloutMetrics, write_csv
 from rlrate.agents.recipe import ON_POLICY, Recipe
@@ -73,14 +73,15 @@ def train(
     """
     out = Path(out)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    if not resume and out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; choose another folder, or continue the training there with --resume")
-    state = read_checkpoint(out) if resume else None
-    if state is not None:
+    if resume:
         recipe = _recorded_recipe(out)
         _refuse_off_policy(recipe)
+    elif out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; choose another folder, or continue the training there with --resume")
     else:
         write_atomically(out / "config.json", _config(recipe))
+    # A training that was stopped in its first rollout has no checkpoint yet, and begins again.
+    state = read_checkpoint(out) if resume and has_checkpoint(out) else None
     env = PopulationVecEnv(recipe.make_env(), recipe.seed)
     model = make_model(recipe, env)
     model.set_logger(_logger(out))
@@ -225,7 +226,10 @@ def _recorded_recipe(out: Path) -> Recipe:
         record = json.loads((out / "config.json").read_text(encoding="utf-8"))
         return Recipe.from_dict(record["recipe"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{out / 'config.json'} is missing or damaged: {error}") from None
+        raise ConfigError(
+            f"nothing to resume or export in {out}: its config.json is missing or damaged ({error}). "
+            "Was it written by `rlrate train --out`?"
+        ) from None
 
 
 def versions() -> dict[str, str]:

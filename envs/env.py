@@ -148,7 +148,10 @@ class TrainingEnv(gymnasium.Env[NDArray[np.float32], Any]):
 
     def _info(self) -> dict[str, Any]:
         assert self.runs is not None
-        return {name: values[0].item() for name, values in _facts(self.runs).items()}
+        info = {name: values[0].item() for name, values in _facts(self.runs).items()}
+        if not self.runs.draw.workload.accuracy:
+            del info["heldout_accuracy"]
+        return info
 
 
 class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):

@@ -80,14 +80,11 @@ def _starts(controller: rlrate.Controller) -> Losses:
         task = bar.add_task("plain loops", total=STARTS, note="")
         for index, given in enumerate(np.logspace(-7, 1, STARTS)):
             run = plain_run(workload, make_optimizer("adam"), REPORT_SEED + index % 5)
-            optimizer = run.optimizer
-            optimizer.param_groups[0]["lr"] = float(given)
-            scheduler = rlrate.LearnedLR(optimizer, total_steps=STEPS, controller=controller)
-            for inputs, targets in run.batches(STEPS):
-                loss = workload.loss(run.model(inputs), targets)
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
+            run.optimizer.param_groups[0]["lr"] = float(given)
+            scheduler = rlrate.LearnedLR(run.optimizer, total_steps=STEPS, controller=controller)
+            for _ in range(STEPS):
+                loss = run.backward()
+                run.optimizer.step()
                 scheduler.step(loss)
             losses.append(_heldout(run.model, workload))
             bar.update(task, completed=index + 1, note=f"given {given:.1e}")

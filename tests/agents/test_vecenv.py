@@ -1,0 +1,62 @@
+"""The adapter to Stable-Baselines3, and evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import VecMonitor
+
+from rlrate import Controller
+from rlrate.agents import PopulationVecEnv, by_family, evaluate
+from rlrate.control import ControlSpec
+from rlrate.envs import TrainingConfig, TrainingVectorEnv
+
+
+def make() -> PopulationVecEnv:
+    return PopulationVecEnv(TrainingVectorEnv(4, draws=2, workload="wine-mlp", optimizer="adam", steps=25), seed=1)
+
+
+def test_episodes_end_as_sb3_expects() -> None:
+    env = VecMonitor(make())
+    observations = env.reset()
+    assert observations.shape == (4, len(ControlSpec().signals))
+    for step in range(4):
+        observations, rewards, dones, infos = env.step(np.zeros((4, 1), np.float32))
+        assert dones.all() == (step == 3) and rewards.dtype == np.float32
+    assert len(infos) == 4
+    for row, info in enumerate(infos):
+        assert info["terminal_observation"].shape == observations[row].shape
+        assert not info["TimeLimit.truncated"]
+        assert info["updates"] == 25
+        assert info["episode"]["l"] == 4
+
+
+def test_the_seed_determines_the_runs() -> None:
+    first, second = make(), make()
+    np.testing.assert_array_equal(first.reset(), second.reset())
+    second.seed(2)
+    assert not np.array_equal(make().reset(), second.reset())
+
+
+def test_attributes_and_methods_reach_the_batch() -> None:
+    env = make()
+    assert env.get_attr("draws", indices=[0, 1]) == [2, 2]
+    assert env.env_is_wrapped(VecMonitor) == [False] * 4
+    env.set_attr("marker", 5)
+    assert env.get_attr("marker", 0) == [5]
+
+
+def test_evaluation_counts_every_run_and_repeats() -> None:
+    config = TrainingConfig(workload=["wine-mlp", "diabetes-mlp"], optimizer="adam", steps=60)
+    outcomes = evaluate(Controller.constant(0.4), config, draws=3, runs=2)
+    assert len(outcomes) == 6
+    assert evaluate(Controller.constant(0.4), config, draws=3, runs=2) == outcomes
+    families = by_family(outcomes)
+    assert sum(len([o for o in outcomes if o.family == family]) for family in families) == 6
+    assert not any(outcome.diverged for outcome in outcomes)
+    assert np.mean([o.improvement for o in outcomes]) == pytest.approx(
+        np.average(
+            [v[0] for v in families.values()],
+            weights=[len([o for o in outcomes if o.family == family]) for family in families],
+        )
+    )
