@@ -30,9 +30,11 @@ _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 _BUNDLED = Path(__file__).parent / "controllers"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Controller:
     """A learning-rate policy that needs neither Gymnasium nor Stable-Baselines3.
+
+    Two controllers are equal when their weights and specification are, whatever their provenance.
 
     Attributes:
         layers: Weight (out, in) and bias (out,) of each linear layer, float32; the activation stands between
@@ -79,10 +81,9 @@ class Controller:
         if self.head == "argmax":
             choices = self.spec.action.choices
             assert choices is not None
-            return choices[output.argmax(axis=1)].astype(np.float64)
+            return np.asarray(choices[output.argmax(axis=1)], np.float64)
         u = output[:, 0]
-        u = np.tanh(u) if self.head == "tanh" else np.clip(u, -1.0, 1.0)
-        return u.astype(np.float64)
+        return np.asarray(np.tanh(u) if self.head == "tanh" else np.clip(u, -1.0, 1.0), np.float64)
 
     @property
     def identity(self) -> str:
@@ -98,6 +99,9 @@ class Controller:
         """Writes one safetensors file; the same controller always gives the same bytes.
 
         The file is written beside its final name, synced and renamed, so a crash leaves the old one intact.
+
+        Raises:
+            ControllerError: when the file cannot be written, or the provenance is not JSON-ready.
         """
         path = Path(path)
         tensors = {}
@@ -111,9 +115,16 @@ class Controller:
             "provenance": dict(self.provenance),
             "identity": self.identity,
         }
-        # One entry: the order of several would differ from run to run.
-        data = serialise(tensors, {"rlrate": json.dumps(header, sort_keys=True)})
-        write_atomically(path, data)
+        try:
+            # One entry: the order of several would differ from run to run.
+            data = serialise(tensors, {"rlrate": json.dumps(header, sort_keys=True)})
+            write_atomically(path, data)
+        except (TypeError, ValueError) as error:
+            raise ControllerError(f"the provenance of a controller holds only what JSON can hold: {error}") from None
+        except OSError as error:
+            raise ControllerError(
+                f"cannot write {path} ({error.strerror or error}); choose a file in a folder that you may write to"
+            ) from None
         return path
 
     @classmethod
@@ -126,22 +137,20 @@ class Controller:
             ControllerError: when the file is missing, not a controller, damaged, or of another version.
         """
         path = _resolve(source)
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ControllerError(
-                f"{path.name} has {size:,} bytes; a controller has at most {MAX_BYTES:,}. "
-                "Is this the file that `rlrate train` or `rlrate export` wrote?"
-            )
-        _refuse_pickle(path)
         try:
+            size = path.stat().st_size
+            if size > MAX_BYTES:
+                raise ControllerError(
+                    f"{path.name} has {size:,} bytes; a controller has at most {MAX_BYTES:,}. "
+                    "Is this the file that `rlrate train` or `rlrate export` wrote?"
+                )
             with safe_open(path, framework="pt", device="cpu") as file:
                 header = _header(path, file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ControllerError(
-                f"{path.name} is truncated, damaged or not a safetensors file ({error}); "
-                "copy it again, or write it anew with `rlrate export`"
-            ) from None
+        except OSError as error:
+            raise ControllerError(f"cannot read {path} ({error.strerror or error}); check its permissions") from None
+        except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+            raise ControllerError(_diagnosis(path, error)) from None
         return cls._from_parts(path, header, tensors)
 
     @classmethod
@@ -166,6 +175,12 @@ class Controller:
                 f"{path.name} is damaged: its weights do not match the checksum in its header; copy it again"
             )
         return controller
+
+    def __eq__(self, other: object) -> bool:
+        return self.identity == other.identity if isinstance(other, Controller) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
 
     def _specification(self) -> dict[str, Any]:
         return {
@@ -220,19 +235,26 @@ def _resolve(source: str | os.PathLike[str]) -> Path:
     names = sorted(file.stem for file in _BUNDLED.glob("*.safetensors"))
     if isinstance(source, str) and source in names:
         return _BUNDLED / f"{source}.safetensors"
+    if path.is_dir():
+        raise ControllerError(f"{str(source)!r} is a folder; name the controller file in it")
     raise ControllerError(
         f"no controller {str(source)!r}: it is neither a file nor a bundled controller ({', '.join(names) or 'none'})"
     )
 
 
-def _refuse_pickle(path: Path) -> None:
+def _diagnosis(path: Path, error: Exception) -> str:
+    """Says what a file is that safetensors refused; looked at only then, since nothing was executed by trying."""
     with path.open("rb") as file:
-        head = file.read(4)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
-        raise ControllerError(
+        head = file.read(2)
+    if head == b"PK" or (head[:1] == b"\x80" and head[1:] <= b"\x05"):
+        return (
             f"{path.name} is a pickle or zip archive (a Stable-Baselines3 or torch.save file?), which could run "
             "code when loaded; export it from its training folder with `rlrate export` and load the result"
         )
+    return (
+        f"{path.name} is truncated, damaged or not a safetensors file ({error}); "
+        "copy it again, or write it anew with `rlrate export`"
+    )
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -12,6 +12,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replaces ``path`` by ``data``; a crash at any moment leaves the old file or the new one.
 
     Creates missing parent folders.
+
+    Raises:
+        OSError: when the folder or the file cannot be written; nothing is left behind then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -26,8 +29,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -24,25 +24,11 @@ PROBE_RATIO = 1e-5
 WINDOW = 4
 
 #: What changes during a run, apart from the parts that keep their own state.
+# The rates follow from the given ones, so these come first.
 _STATE = (
-    "updates",
-    "decisions",
-    "interventions",
-    "log_rate",
-    "log_start",
-    "_base",
-    "_log_base",
-    "_next",
-    "_action",
-    "_capped",
-    "_ratio",
-    "_layer_ratio",
-    "_probing",
-    "_unit",
-    "_losses",
-    "_length",
-    "_cuts",
-    "_samples",
+    *("_base", "_log_base", "log_rate", "log_start", "updates", "decisions", "interventions"),
+    *("_next", "_action", "_capped", "_ratio", "_layer_ratio", "_probing", "_unit"),
+    *("_losses", "_length", "_cuts", "_samples"),
 )
 
 
@@ -109,13 +95,26 @@ class RateControl:
     @property
     def rates(self) -> Array:
         """Learning rate of the next update, shape (N,): finite and within bounds."""
+        return self.rates_at(self.updates)
+
+    def rates_at(self, position: int) -> Array:
+        """Learning rate of the update after ``position`` updates, if nothing is decided in between, shape (N,)."""
+        if self._probing:
+            return self._level.copy()
+        last = self.total_steps - 1  # past the budget the final rate stays
+        return self._level * self.spec.action.envelope(min(position, last) / self.total_steps)
+
+    @property
+    def log_rate(self) -> Array:
+        """Natural logarithm of the rates before the final anneal, shape (N,)."""
+        return self._log_rate
+
+    @log_rate.setter
+    def log_rate(self, value: Array) -> None:
+        self._log_rate = value
         # Relative to the given rate, which is then held exactly when nothing changes it.
-        rates = self._base * np.exp(self.log_rate - self._log_base)
-        rates = np.minimum(np.maximum(rates, self.min_rate), self.max_rate)
-        if not self._probing:
-            last = self.total_steps - 1  # past the budget the final rate stays
-            rates = rates * self.spec.action.envelope(min(self.updates, last) / self.total_steps)
-        return rates
+        level = self._base * np.exp(value - self._log_base)
+        self._level = np.minimum(np.maximum(level, self.min_rate), self.max_rate)
 
     @property
     def probing(self) -> bool:
@@ -168,15 +167,19 @@ class RateControl:
     def advance(self, losses: Array | None, samples: Array | None = None, count: int = 1) -> None:
         """Takes note of ``count`` updates.
 
+        Several may be given at once as long as :meth:`closes` is false before the last one of them.
+
         Args:
-            losses: Training losses of the (last) update, shape (N,), or None when not known.
+            losses: Training losses of the (last) update, shape (N,), or of several, shape (updates, N); None when
+                not known.
             samples: What the sampler collected, shape (samples, 7, N); needed at the end of the probe and of
                 each interval, when :meth:`wants_samples` is true.
             count: Updates since the last call.
         """
         if losses is not None:
-            self._losses.append(np.where(self.blind, np.nan, np.asarray(losses, np.float64)))
-        rates = self.rates
+            rows = np.asarray(losses, np.float64).reshape(-1, self.runs)
+            self._losses.extend(np.where(self.blind, np.nan, rows))
+        rates = self.rates_at(self.updates + count - 1)
         self.updates += count
         self._length += count
         if samples is not None and len(samples):
@@ -193,6 +196,10 @@ class RateControl:
         if self._probing and after >= min(self.spec.cadence.probe, self.total_steps):
             return True
         return self._next < len(self.boundaries) and after >= int(self.boundaries[self._next])
+
+    def closes(self, losses: int, count: int) -> bool:
+        """Whether :meth:`advance` by ``count`` updates, of which ``losses`` are known, may change the rates."""
+        return len(self._losses) + losses >= self.spec.action.check or self.wants_samples(count)
 
     # Decisions ----------------------------------------------------------------------------------------
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from rlrate.errors import ConfigError
 
 #: Columns of a sample, each summed over coordinates: |g|^2, g.g_previous, |g_previous|^2, |u|^2, |w|^2,
 #: -g.u and the largest |u_l|^2/|w_l|^2 over weight matrices l (u: the update that was applied).
@@ -116,6 +119,24 @@ class UpdateSampler:
         stacked = torch.stack(self._samples).to("cpu", torch.float64).numpy()
         self._samples.clear()
         return np.asarray(stacked)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Samples since the last :meth:`collect` and the gradient that the next cosine needs, as tensors."""
+        previous = None if self._previous is None else self._previous.clone()
+        return {"previous": previous, "samples": [sample.clone() for sample in self._samples]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from what :meth:`state_dict` returned.
+
+        Raises:
+            ConfigError: when the state belongs to parameters of other shapes.
+        """
+        previous, samples = state["previous"], state["samples"]
+        if previous is not None and previous.shape != (self.runs, sum(self.counts)):
+            raise ConfigError("the state was saved with parameters of other shapes")
+        self._before = self._gradient = None
+        self._previous = None if previous is None else previous.to(self.device, self.dtype, copy=True)
+        self._samples = [sample.to(self.device, self.dtype, copy=True) for sample in samples]
 
     def _dot(self, a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(1) if self._uniform else (a * b) @ self.weights

@@ -1,0 +1,118 @@
+"""Watching a torch optimizer: counts its updates and measures the ones that are asked for."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rlrate.control import UpdateSampler
+
+
+def attach(optimizer: Optimizer, before: MethodType, after: MethodType) -> None:
+    """Calls the bound methods ``before`` and ``after`` around each update; keeps their owner no longer alive."""
+    reference = weakref.ref(before.__self__)  # the closures below must not hold the bound methods
+    prepare, finish = before.__func__, after.__func__
+
+    def before_step(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        owner = reference()
+        if owner is None:
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            prepare(owner)
+            return None
+        # The gradients come to be inside the closure, which first-order optimizers call before anything else.
+        watched = _then(closure, partial(prepare, owner))
+        return (args, {**kwargs, "closure": watched}) if "closure" in kwargs else ((args[0], watched), kwargs)
+
+    def after_step(*_: object) -> None:
+        owner = reference()
+        if owner is not None:
+            finish(owner)
+
+    optimizer.register_step_pre_hook(before_step)
+    optimizer.register_step_post_hook(after_step)
+
+
+def _then(closure: Callable[[], Any], follow: Callable[[], None]) -> Callable[[], Any]:
+    def watched() -> Any:
+        loss = closure()
+        with torch.no_grad():
+            follow()
+        return loss
+
+    return watched
+
+
+class UpdateWatch:
+    """Statistics of an optimizer's gradients and updates, as one run of an :class:`UpdateSampler`."""
+
+    def __init__(self) -> None:
+        self._sampler: UpdateSampler | None = None
+        self._measuring = False
+
+    def norms(self, optimizer: Optimizer) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+        """Norm of the gradient and of the weights, both of shape (1,), and the number of weights."""
+        parameters, gradients = _tensors(optimizer)
+        sampler = self._fitting(parameters)
+        gradient, weight = sampler.norms(gradients), sampler.norms(parameters)
+        size = sum(p.numel() for p in parameters)
+        return gradient.cpu().double().numpy(), weight.cpu().double().numpy(), size
+
+    def before(self, optimizer: Optimizer) -> bool:
+        """Call before an update that is to be measured; returns whether there was any gradient."""
+        parameters, gradients = _tensors(optimizer)
+        self._fitting(parameters).before(parameters, gradients)
+        self._measuring = True
+        return any(gradient is not None for gradient in gradients)
+
+    def after(self, optimizer: Optimizer) -> None:
+        """Call after every update; costs nothing unless :meth:`before` was called."""
+        if self._measuring and self._sampler is not None:
+            self._measuring = False
+            self._sampler.after(_tensors(optimizer)[0])
+
+    def collect(self) -> NDArray[np.float64] | None:
+        """The samples since the last call, shape (samples, 7, 1)."""
+        return None if self._sampler is None else self._sampler.collect()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Samples that were not collected yet, as tensors."""
+        return {"sampler": None if self._sampler is None else self._sampler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any], optimizer: Optimizer) -> None:
+        """Continues from what :meth:`state_dict` returned."""
+        self._measuring = False
+        self._sampler = None
+        if state.get("sampler") is not None:
+            self._fitting(_tensors(optimizer)[0]).load_state_dict(state["sampler"])
+
+    def _fitting(self, parameters: list[Tensor]) -> UpdateSampler:
+        """The sampler; a new one when parameters were added, since its coordinates are others."""
+        if self._sampler is None or len(self._sampler.strides) != len(parameters):
+            first = parameters[0]
+            shapes = [p.shape[1:] for p in parameters]
+            self._sampler = UpdateSampler(shapes, 1, device=first.device, dtype=first.dtype)
+        return self._sampler
+
+
+def _tensors(optimizer: Optimizer) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Parameters and gradients of all groups, with a leading axis of one run."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return [_one_run(p) for p in parameters], [None if p.grad is None else _one_run(p.grad) for p in parameters]
+
+
+def _one_run(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).unsqueeze(0)
