@@ -6,7 +6,6 @@ import importlib.util
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ def train(
     remaining = recipe.iterations * per_rollout - model.num_timesteps
     if remaining > 0:
         model.learn(remaining, callback, reset_num_timesteps=state is None)
-    callback.save()
+        callback.save()
     model.save(out / f"{recipe.algo}.zip")
     return controller_from(model, recipe.spec, _provenance(recipe)).save(out / "controller.safetensors")
 
@@ -140,9 +139,8 @@ def restore(out: Path) -> tuple[BaseAlgorithm, Recipe, dict[str, Any]]:
     """Model, recipe and provenance of the last checkpoint in a training folder."""
     state = read_checkpoint(out)
     recipe = _recorded_recipe(out)
-    # The policy needs the spaces, not the populations: a handful of runs is enough.
-    env = PopulationVecEnv(replace(recipe, runs=1, draws=1).make_env(), recipe.seed)
-    model = make_model(recipe, env)
+    # No population is built before the environment is reset, which the policy alone does not need.
+    model = make_model(recipe, PopulationVecEnv(recipe.make_env(), recipe.seed))
     model.policy.load_state_dict(state["policy"])
     return model, recipe, _provenance(recipe)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_comparison_end_to_end(tmp_path: Path) -> None:
         assert (row.trials, row.peak is None) == ((0, True) if row.method == "learned" else (3, False))
     best = [r for r in result.rows if r.method != "learned" and (r.workload, r.optimizer) == ("wine-mlp", "adam")]
     assert min(r.ratio for r in best) == pytest.approx(1.0)
-    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=150, record=True, file=io.StringIO())
     console.print(result.table())
     text = console.export_text()
     assert "none given" in text and "wine-mlp" in text
