@@ -87,7 +87,7 @@ class LearnedLR(LRScheduler):
         self._loss: Tensor | float | None = None
         self._warned: set[str] = set()
         super().__init__(optimizer)
-        attach(optimizer, self._before_update, self._after_update)
+        attach(optimizer, self, LearnedLR._before_update, LearnedLR._after_update)
 
     # torch's interface --------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class LearnedLR(LRScheduler):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Copies and unpickled schedulers watch their own copy of the optimizer."""
         self.__dict__.update(state)
-        attach(self.optimizer, self._before_update, self._after_update)
+        attach(self.optimizer, self, LearnedLR._before_update, LearnedLR._after_update)
 
     # The run, update by update ------------------------------------------------------------------------
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,28 +15,29 @@ from torch.optim import Optimizer
 
 from rlrate.control import UpdateSampler
 
+Owner = TypeVar("Owner")
 
-def attach(optimizer: Optimizer, before: MethodType, after: MethodType) -> None:
-    """Calls the bound methods ``before`` and ``after`` around each update; keeps their owner no longer alive."""
-    reference = weakref.ref(before.__self__)  # the closures below must not hold the bound methods
-    prepare, finish = before.__func__, after.__func__
+
+def attach(optimizer: Optimizer, owner: Owner, before: Callable[[Owner], None], after: Callable[[Owner], None]) -> None:
+    """Calls ``before(owner)`` and ``after(owner)`` around each update, without keeping ``owner`` alive."""
+    reference = weakref.ref(owner)
 
     def before_step(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        owner = reference()
-        if owner is None:
+        alive = reference()
+        if alive is None:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
-            prepare(owner)
+            before(alive)
             return None
         # The gradients come to be inside the closure, which first-order optimizers call before anything else.
-        watched = _then(closure, partial(prepare, owner))
+        watched = _then(closure, partial(before, alive))
         return (args, {**kwargs, "closure": watched}) if "closure" in kwargs else ((args[0], watched), kwargs)
 
     def after_step(*_: object) -> None:
-        owner = reference()
-        if owner is not None:
-            finish(owner)
+        alive = reference()
+        if alive is not None:
+            after(alive)
 
     optimizer.register_step_pre_hook(before_step)
     optimizer.register_step_post_hook(after_step)

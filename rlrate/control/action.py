@@ -105,6 +105,8 @@ class SpikeGuard:
         with np.errstate(all="ignore"):
             mean, deviation = block.mean(axis=0), block.std(axis=0)
             broken = ~np.isfinite(mean) | ~np.isfinite(deviation)
+            if len(block) == 1:  # an interval's last loss may stand alone, and has no deviation of its own
+                deviation = np.where(np.isnan(self.smooth), 0.0, np.abs(mean - self.smooth))
             fresh = np.isnan(self.first) & ~broken
             for name, value in (("first", mean), ("smooth", mean), ("best", mean)):
                 setattr(self, name, np.where(fresh, value, getattr(self, name)))

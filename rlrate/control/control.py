@@ -85,10 +85,10 @@ class RateControl:
         self._reset_interval()
 
     def give(self, rates: Array) -> None:
-        """Sets the rates that the runs were given, shape (N,); only before the first update."""
+        """Sets the rates to start from, shape (N,)."""
         self._base = np.clip(np.asarray(rates, np.float64), self.min_rate, self.max_rate)
         self._log_base = np.log(self._base)
-        self.log_rate, self.log_start = self._log_base.copy(), self._log_base.copy()
+        self.log_rate = self.log_start = self._log_base
 
     # Position -----------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class RateControl:
     @log_rate.setter
     def log_rate(self, value: Array) -> None:
         self._log_rate = value
-        # Relative to the given rate, which is then held exactly when nothing changes it.
+        # Relative to the start, which is then held exactly when nothing changes it.
         level = self._base * np.exp(value - self._log_base)
         self._level = np.minimum(np.maximum(level, self.min_rate), self.max_rate)
 
@@ -162,7 +162,7 @@ class RateControl:
             floor = math.sqrt(max(size, 1)) * 1e-3
             scale = np.maximum(np.nan_to_num(gradient_norm, posinf=1e30), math.sqrt(max(size, 1)))
             rate = PROBE_RATIO * np.maximum(np.nan_to_num(weight_norm, posinf=1.0), floor) / scale
-        self.log_rate = np.log(np.clip(rate, self.min_rate, self.max_rate))
+        self.give(rate)
 
     def advance(self, losses: Array | None, samples: Array | None = None, count: int = 1) -> None:
         """Takes note of ``count`` updates.
@@ -247,8 +247,12 @@ class RateControl:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during the runs, as numbers, lists, dictionaries and torch tensors."""
-        parts = {"signals": self.signals, "guard": self.guard, "trend": self._trend}
-        return {**dump(self, _STATE), **{name: part.state_dict() for name, part in parts.items()}}
+        return {
+            **dump(self, _STATE),
+            "signals": self.signals.state_dict(),
+            "guard": self.guard.state_dict(),
+            "trend": self._trend.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where :meth:`state_dict` was called, for the same specification, budget and number of runs.
@@ -294,8 +298,7 @@ class RateControl:
             unit = self._unit[-1] if self._unit else np.full(self.runs, np.nan)
             log_rate = np.log(self.start) - np.log(unit)
         # Without a usable gradient the probing rate stays: small, and the policy can raise it.
-        self.log_rate = self._bounded(np.where(np.isfinite(log_rate), log_rate, self.log_rate))
-        self.log_start = self.log_rate.copy()
+        self.give(np.exp(self._bounded(np.where(np.isfinite(log_rate), log_rate, self.log_rate))))
 
     def _close_block(self) -> None:
         block = np.stack(self._losses)
