@@ -74,7 +74,7 @@ def compare(
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="environment")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="environment")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure the speed of the training environment on this machine.

@@ -82,7 +82,7 @@ class Steps:
         )
         self._task = self._bar.add_task(what, total=None, note="")
         self._begun = self._printed = time.monotonic()
-        self._first: int | None = None
+        self._first: tuple[int, float] | None = None
 
     def __enter__(self) -> Steps:
         self._bar.start()
@@ -93,9 +93,12 @@ class Steps:
 
     def remaining(self, done: int, total: int) -> float:
         """Seconds that the rest will take, judged by the steps seen so far."""
+        now = time.monotonic()
         if self._first is None:
-            self._first = done - 1  # a resumed training begins in the middle
-        return (time.monotonic() - self._begun) / max(done - self._first, 1) * (total - done)
+            # The first step pays for the set-up, and a resumed training begins in the middle.
+            self._first = (done, now)
+            return (now - self._begun) * (total - done)
+        return (now - self._first[1]) / max(done - self._first[0], 1) * (total - done)
 
     def line(self, done: int, total: int, text: str) -> None:
         """A line that stays, for steps that take seconds."""
