@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from rlrate.envs.lowering import Lowering
+from rlrate.envs.lowering import Lowering, Stacked
 from rlrate.envs.replica import Replica
 from rlrate.envs.workload import Workload
 
@@ -146,17 +145,18 @@ class Forward:
         replica, loss = self._replicas[worker], self.workload.loss
         targets = y if self._classes else None
 
-        def one(values: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Any]:
-            replica.put(values)
-            with Lowering(noise, targets):
-                return loss(replica.module(x), y), replica.replaced(values)
-
-        try:
-            losses, replaced = torch.vmap(one, randomness="different")([*leaves, *buffers], x, y)
-        finally:
-            replica.restore()
-        for index, value in replaced.items():
-            buffers[index].copy_(value.detach())
+        with Stacked(len(x)) as stacked:
+            values = [stacked.enter(value) for value in (*leaves, *buffers)]
+            try:
+                replica.put(values)
+                with Lowering(noise, targets):
+                    value = loss(replica.module(stacked.enter(x)), stacked.enter(y))
+                losses = stacked.leave(value)
+                replaced = {k: stacked.leave(v) for k, v in replica.replaced(values).items()}
+            finally:
+                replica.restore()
+        for index, new in replaced.items():
+            buffers[index].copy_(new.detach())
         return losses
 
     def _loop(
@@ -205,13 +205,16 @@ class Forward:
             right = (output.argmax(1) == y).sum() if classes else torch.zeros_like(value)
             return value, right.to(value.dtype)
 
-        def lowered(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-            with Lowering([], y if self._classes else None):
-                return one(values)
-
         if not self.loop:
-            return torch.vmap(lowered, randomness="different")(values)
+            with Stacked(len(values[0])) as stacked:
+                inside = [stacked.enter(value) for value in values]
+                # A module that is random even in evaluation sees the same noise every time.
+                noise = [torch.Generator().manual_seed(0) for _ in range(len(values[0]))]
+                with Lowering(noise, y if self._classes else None):
+                    value, right = one(inside)
+                return stacked.leave(value), stacked.leave(right)
         with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
             results = [one([value[run] for value in values]) for run in range(len(values[0]))]
         losses, rights = zip(*results, strict=True)
         return torch.stack(losses), torch.stack(rights)

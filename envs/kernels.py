@@ -7,7 +7,7 @@ Shapes: N networks, C or I input and O output features, B examples; activations 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,7 +27,9 @@ def affine(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
 
 def convolve(weight: Tensor, bias: Tensor | None, x: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """Convolve x (N, C, H, W, B) with weight (N, O, C, h, w), bias (N, O): (N, O, H', W', B)."""
-    columns = cast(Tensor, Patches.apply(x, weight.shape[-2:], stride, padding, dilation))
+    columns: Tensor = Patches.apply(  # type: ignore[no-untyped-call]
+        x, weight.shape[-2:], stride, padding, dilation
+    )
     runs, channels, h, w, rows, columns_out, batch = columns.shape
     y = affine(weight.flatten(2), bias, columns.view(runs, channels * h * w, -1))
     return y.view(runs, -1, rows, columns_out, batch)
@@ -86,7 +88,7 @@ class MaxPool(torch.autograd.Function):
     """Maximum over tiles of h x w places of x (N, C, H, W, B); ties go to the first, as in torch."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, h: int, w: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, h: int, w: int) -> Tensor:  # noqa: D102
         tiles = _tiles(x, h, w)
         best = tiles[0].contiguous()
         winners = []
@@ -99,7 +101,7 @@ class MaxPool(torch.autograd.Function):
         return best
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # noqa: D102
         (grad,) = grads
         total = grad.new_zeros(ctx.shape)
         tiles = _tiles(total, *ctx.size)
@@ -114,7 +116,7 @@ class AvgPool(torch.autograd.Function):
     """Mean over tiles of h x w places of x (N, C, H, W, B)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, h: int, w: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, h: int, w: int) -> Tensor:  # noqa: D102
         first, *others = _tiles(x, h, w)
         ctx.shape, ctx.size = x.shape, (h, w)
         total = first.contiguous() if not others else first + others[0]
@@ -123,7 +125,7 @@ class AvgPool(torch.autograd.Function):
         return total / (h * w)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # noqa: D102
         h, w = ctx.size
         share = grads[0] / (h * w)
         total = share.new_zeros(ctx.shape)
@@ -177,7 +179,7 @@ def recurrent(
             steps, batch = x.shape[2:]
             # Biases outside the reset gate could be added once; torch's order is kept for all.
             inputs = affine(w_input, b[0] if b else None, x.reshape(*x.shape[:2], steps * batch))
-            parts = inputs.unflatten(2, (steps, batch)).unbind(2)
+            parts = inputs.view(*inputs.shape[:2], steps, batch).unbind(2)
             state = tuple(s[:, index].mT for s in start)
             hidden: list[Tensor] = []
             for part in reversed(parts) if direction else parts:

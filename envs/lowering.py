@@ -21,15 +21,43 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 from torch._C import _functorch  # no public way from vmap's tensors to the stacks and back
+from torch._functorch import vmap as _vmap
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from rlrate.envs import kernels
 
-__all__ = ["Lowering"]
+__all__ = ["Lowering", "Stacked"]
 
 Handler: TypeAlias = Callable[..., Any]
+
+
+class Stacked:
+    """A level of ``vmap`` over ``runs`` networks, as a context.
+
+    It is what ``torch.vmap`` does around a call, without the handling of nested containers, which
+    costs more than the operations of a small network.
+    """
+
+    def __init__(self, runs: int) -> None:
+        self._runs = runs
+
+    def __enter__(self) -> Stacked:
+        _vmap.lazy_load_decompositions()  # type: ignore[attr-defined]
+        self._level = _functorch._vmap_increment_nesting(self._runs, "different")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _functorch._vmap_decrement_nesting()
+
+    def enter(self, stack: Tensor) -> Tensor:
+        """The tensor that a network sees of a stack (runs, ...)."""
+        return _functorch._add_batch_dim(stack, 0, self._level)
+
+    def leave(self, value: Tensor) -> Tensor:
+        """The stack (runs, ...) of what a network computed."""
+        return _functorch._remove_batch_dim(value, self._level, self._runs, 0)
 
 
 class Lowering(TorchFunctionMode):
@@ -50,7 +78,7 @@ class Lowering(TorchFunctionMode):
 
     def __enter__(self) -> Lowering:
         self._level = _functorch.maybe_current_level() or -1
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -65,15 +93,15 @@ class Lowering(TorchFunctionMode):
         """The stack (N, ...) behind one of vmap's tensors; None for a value all networks share."""
         if not isinstance(value, Tensor) or not _functorch.is_batchedtensor(value):
             return None
-        stack = cast(Tensor, _functorch.get_unwrapped(value))
+        stack = _functorch.get_unwrapped(value)
         if _functorch.is_functorch_wrapped_tensor(stack):
             return None
-        axis = cast(int, _functorch.maybe_get_bdim(value))
+        axis = _functorch.maybe_get_bdim(value)
         return stack if axis == 0 else stack.movedim(axis, 0)
 
     def wrap(self, stack: Tensor) -> Tensor:
         """Hand a stack (N, ...) back to vmap."""
-        return cast(Tensor, _functorch._add_batch_dim(stack, 0, self._level))
+        return _functorch._add_batch_dim(stack, 0, self._level)
 
     def mask(self, shape: Sequence[int], like: Tensor, p: float) -> Tensor:
         """Dropout masks (N, *shape), drawn as torch draws them for one network, scaled."""
@@ -94,7 +122,7 @@ def _linear(mode: Lowering, input: Tensor, weight: Tensor, bias: Tensor | None =
     with temporarily_pop_interpreter_stack():
         rows = x if x.ndim == 3 else x.reshape(len(x), -1, x.shape[-1])
         y = kernels.affine(w, b, rows.mT).mT
-        return mode.wrap(y if x.ndim == 3 else y.unflatten(1, x.shape[1:-1]).reshape(*x.shape[:-1], w.shape[1]))
+        return mode.wrap(y if x.ndim == 3 else y.reshape(*x.shape[:-1], w.shape[1]))
 
 
 def _cross_entropy(
@@ -226,13 +254,9 @@ def _batch_norm(
     with temporarily_pop_interpreter_stack():
         # The channels of all networks are the channels of one picture (networks * channels, -1).
         features = x.movedim(1, -1)
-        y = F.batch_norm(
-            features.reshape(1, x.shape[0] * x.shape[2], -1),
-            *(None if r is None else r.reshape(-1) for r in rest),
-            training,
-            momentum,
-            eps,
-        )
+        mean, var, scale, shift = (None if r is None else r.reshape(-1) for r in rest)
+        channels = features.reshape(1, x.shape[0] * x.shape[2], -1)
+        y = F.batch_norm(channels, mean, var, scale, shift, training, momentum, eps)
         return mode.wrap(y.view(features.shape).movedim(-1, 1))
 
 
@@ -267,6 +291,21 @@ def _dropout(mode: Lowering, input: Tensor, p: float = 0.5, training: bool = Tru
         return NotImplemented
     with temporarily_pop_interpreter_stack():
         return mode.wrap(x * mode.mask(x.shape[1:], x, p))
+
+
+def _random(func: Any, like: bool) -> Handler:
+    def handler(mode: Lowering, *args: Any, **kwargs: Any) -> Any:
+        x = mode.stacked(args[0]) if like and args else None
+        if not mode.noise or "generator" in kwargs or "out" in kwargs or (like and x is None):
+            return NotImplemented
+        if x is not None:  # drawn as torch draws it for one network, whose tensor is a row of x
+            kwargs = {"dtype": x.dtype, **kwargs}
+            args = (x.shape[1:],)
+        with temporarily_pop_interpreter_stack():
+            draws = [func(*args, **kwargs, generator=generator) for generator in mode.noise]
+            return mode.wrap(torch.stack(draws))
+
+    return handler
 
 
 def _recurrent(kind: str) -> Handler:
@@ -333,8 +372,12 @@ _HANDLERS: dict[Any, Handler] = {
     F.batch_norm: _batch_norm,
     F.scaled_dot_product_attention: _attention,
     F.dropout: _dropout,
-    torch._VF.gru: _recurrent("gru"),  # type: ignore[attr-defined]
-    torch._VF.lstm: _recurrent("lstm"),  # type: ignore[attr-defined]
-    torch._VF.rnn_tanh: _recurrent("rnn_tanh"),  # type: ignore[attr-defined]
-    torch._VF.rnn_relu: _recurrent("rnn_relu"),  # type: ignore[attr-defined]
+    torch.rand: _random(torch.rand, like=False),
+    torch.randn: _random(torch.randn, like=False),
+    torch.rand_like: _random(torch.rand, like=True),
+    torch.randn_like: _random(torch.randn, like=True),
+    torch._VF.gru: _recurrent("gru"),
+    torch._VF.lstm: _recurrent("lstm"),
+    torch._VF.rnn_tanh: _recurrent("rnn_tanh"),
+    torch._VF.rnn_relu: _recurrent("rnn_relu"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -101,10 +102,9 @@ class Population:
         self._decoupled = OPTIMIZERS[optimizer.name].decoupled
         self._decay = float(optimizer.settings.get("weight_decay", 1e-2 if self._decoupled else 0))
         numbers = offsets[-1] + self._forward.activations
+        self._small = self.size * numbers <= CHUNK_NUMBERS
         bounds = _bounds(self.size, numbers, torch.get_num_threads())
-        self._chunks = [
-            _Chunk(self, slice(a, b), offsets, shapes) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        self._chunks = [_Chunk(self, slice(a, b), offsets, shapes) for a, b in pairwise(bounds)]
 
     def backward(self) -> Tensor:
         """Compute loss and gradients of the next minibatch of every run.
@@ -115,8 +115,7 @@ class Population:
         index = self._batches.next()
         if self._forward.loop is None:
             self._forward.probe(self._chunks[0].leaves, self._buffer_rows(slice(0, 1)), index[:1])
-        workers = 1 if self._forward.loop else len(self._chunks)
-        run_all([self._backward_task(chunk, index) for chunk in self._chunks], workers)
+        self._run([self._backward_task(chunk, index) for chunk in self._chunks])
         return self._losses.clone()
 
     def update(self, lr: Tensor) -> None:
@@ -126,7 +125,7 @@ class Population:
             lr: Learning rate of each run, (N,).
         """
         rates = lr.to(self.dtype).reshape(self.size, 1)
-        run_all([self._update_task(chunk, rates) for chunk in self._chunks], len(self._chunks))
+        self._run([self._update_task(chunk, rates) for chunk in self._chunks])
 
     def heldout(self) -> tuple[Tensor, Tensor]:
         """Evaluate every network, in evaluation mode, on the held-out examples; changes nothing.
@@ -151,8 +150,7 @@ class Population:
 
             return run
 
-        workers = 1 if self._forward.loop else len(self._chunks)
-        run_all([task(chunk) for chunk in self._chunks], workers)
+        self._run([task(chunk) for chunk in self._chunks])
         return loss, accuracy
 
     def state_dict(self) -> dict[str, Any]:
@@ -191,6 +189,9 @@ class Population:
         self._batches.load_state_dict(state["batches"])
         for generator, value in zip(self._noise, state["noise"], strict=True):
             generator.set_state(value)
+
+    def _run(self, tasks: Sequence[Callable[[int], None]]) -> None:
+        run_all(tasks, 1 if self._forward.loop else len(tasks), alone=self._small)
 
     def _buffer_rows(self, rows: slice) -> list[Tensor]:
         return [value[rows] for value in self.buffers.values()]
