@@ -120,7 +120,7 @@ def export(
 
 
 def parse_steps(text: str) -> int | list[int]:
-    """ "400" as 400 and "200,2000" as [200, 2000].
+    """Reads --steps: "400" is 400, and "200,2000" is [200, 2000].
 
     Raises:
         ConfigError: for anything else.
