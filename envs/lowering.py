@@ -295,12 +295,14 @@ def _dropout(mode: Lowering, input: Tensor, p: float = 0.5, training: bool = Tru
 
 def _random(func: Any, like: bool) -> Handler:
     def handler(mode: Lowering, *args: Any, **kwargs: Any) -> Any:
-        x = mode.stacked(args[0]) if like and args else None
-        if not mode.noise or "generator" in kwargs or "out" in kwargs or (like and x is None):
+        if not mode.noise or "generator" in kwargs or "out" in kwargs:
             return NotImplemented
-        if x is not None:  # drawn as torch draws it for one network, whose tensor is a row of x
+        if like:  # drawn as torch draws it for one network, whose tensor is a row of the stack
+            x, stack = args[0], mode.stacked(args[0])
+            if stack is None and _functorch.is_functorch_wrapped_tensor(x):
+                return NotImplemented
             kwargs = {"dtype": x.dtype, **kwargs}
-            args = (x.shape[1:],)
+            args = (x.shape if stack is None else stack.shape[1:],)
         with temporarily_pop_interpreter_stack():
             draws = [func(*args, **kwargs, generator=generator) for generator in mode.noise]
             return mode.wrap(torch.stack(draws))
