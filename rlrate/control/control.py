@@ -142,7 +142,7 @@ class RateControl:
     @property
     def decision_due(self) -> bool:
         """Whether a policy is to decide now."""
-        return self._next < len(self.boundaries) - 1 and self.updates >= self.boundaries[self._next]
+        return not self.done and self.updates >= self.boundaries[self._next]
 
     # Measurements -------------------------------------------------------------------------------------
 
@@ -150,8 +150,8 @@ class RateControl:
         """Sets a negligible rate before the very first update.
 
         The update of any optimizer with a linear rate is, at its first step, about rate * gradient (SGD) or
-        about rate per coordinate (adaptive ones); the rate makes the larger of the two a tiny share
-        (:data:`PROBE_RATIO`) of the weights.
+        about rate per coordinate (adaptive ones; ten times that for RMSprop). The rate makes the larger of the
+        two a tiny share (:data:`PROBE_RATIO`) of the weights.
 
         Args:
             gradient_norm: Norm of the first gradient, shape (N,).
