@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +39,7 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json and pictures.")] = Path(
         "runs/comparison"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what results.json holds.")] = False,
 ) -> None:
     """Compare a controller, which is given no learning rate, with hand-tuned schedules.
 
@@ -66,9 +66,15 @@ def compare(
         )
     files = sorted(path for path in out.iterdir() if not path.name.startswith("."))
     if as_json:
-        say_json({"rows": [dataclasses.asdict(row) for row in comparison.rows], "files": files})
+        say_json(json.loads((out / "results.json").read_text(encoding="utf-8")) | {"files": files})
         return
     stdout().print(comparison.table())
+    total = comparison.summary()["all"]
+    low, high = total["interval"]
+    say(
+        f"learned / best tuned schedule of the same optimizer: {total['ratio']:.3f} (95 % interval {low:.3f} .. "
+        f"{high:.3f}); {total['diverged']} of {total['runs']} learned runs diverged"
+    )
     for path in files:
         say(f"  {path}")
 

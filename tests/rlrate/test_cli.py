@@ -315,9 +315,12 @@ def test_compare_prints_its_table_and_writes_its_files(tmp_path: Path) -> None:
     )
     text = succeed(*arguments)
     assert "learned" in text and "constant" in text
+    assert "learned / best tuned schedule of the same optimizer: " in text
     assert str(tmp_path / "out/results.json") in text and ".png" in text
     result = run(*arguments, "--json")
-    assert {row["method"] for row in json.loads(result.stdout)["rows"]} == {"constant", "learned"}
+    printed = json.loads(result.stdout)
+    assert {row["method"] for row in printed["rows"]} == {"constant", "learned"}
+    assert printed["settings"]["seeds"] == 2 and printed["summary"]["all"]["runs"] == 2
     assert "comparing" in result.stderr
 
 
