@@ -78,7 +78,7 @@ def train(
         try:
             controller = agents.train(chosen, out, resume=resume, progress=report)
         except KeyboardInterrupt:
-            _say_how_to_resume(out)
+            _say_how_to_resume(out, chosen.algo)
             raise typer.Exit(_INTERRUPTED) from None
     seconds = time.monotonic() - began
     files = sorted(path for path in out.iterdir() if not path.name.startswith("."))
@@ -212,9 +212,13 @@ def _figures(figures: dict[str, float]) -> str:
     return text + (f"  {diverged} diverged" if diverged else "")
 
 
-def _say_how_to_resume(out: Path) -> None:
+def _say_how_to_resume(out: Path, algo: str) -> None:
     from rlrate.agents.checkpoint import read_checkpoint
+    from rlrate.agents.recipe import ON_POLICY
 
+    if algo not in ON_POLICY:
+        note(f"stopped; a training with {algo} cannot be resumed (with {' and '.join(ON_POLICY)} it can)")
+        return
     folder = shlex.quote(str(out))
     try:
         note(f"stopped; saved after rollout {len(json.loads(read_checkpoint(out)['rows']))}")
