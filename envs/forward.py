@@ -25,7 +25,7 @@ class Forward:
     Args:
         workload: Module, data and loss.
         dtype: Of floating point data.
-        replicas: Modules to run, one per thread that may run at once; more are dropped.
+        replica: The module to run.
         noise: One generator per network of the population.
 
     Attributes:
@@ -37,12 +37,12 @@ class Forward:
         self,
         workload: Workload,
         dtype: torch.dtype,
-        replicas: Sequence[Replica],
+        replica: Replica,
         noise: Sequence[torch.Generator],
     ) -> None:
         self.workload = workload
         self.loop: bool | None = None
-        self._replicas = list(replicas[: max(1, torch.get_num_threads())])
+        self._replica = replica
         self._noise = noise
         self._train = [_cast(values, dtype) for values in workload.train]
         self._heldout = [_cast(values, dtype) for values in workload.heldout]
@@ -53,7 +53,6 @@ class Forward:
 
     def gradients(
         self,
-        worker: int,
         leaves: Sequence[Tensor],
         buffers: Sequence[Tensor],
         index: Tensor,
@@ -62,7 +61,6 @@ class Forward:
         """Losses and their gradients for some networks, each on its minibatch.
 
         Args:
-            worker: Number of the calling thread.
             leaves: Stacked parameters, (n, *shape), that require gradients.
             buffers: Stacked buffers, changed in place as the module changes them.
             index: (n, batch_size) examples of each network.
@@ -77,33 +75,38 @@ class Forward:
         with torch.enable_grad():
             if self.loop:
                 return self._loop(leaves, buffers, x, y, noise)
-            losses = self._vectorised(worker, leaves, buffers, x, y, noise)
+            losses = self._vectorised(leaves, buffers, x, y, noise)
             grads = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True)
         return losses.detach(), grads
 
     def evaluate(
         self,
-        worker: int,
         stacks: Sequence[Tensor],
         buffers: Sequence[Tensor],
         examples: int,
+        limit: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Held-out loss and accuracy, each (n,), ``examples`` at a time; may change ``buffers``."""
-        replica = self._replicas[worker]
-        runs, total = len(stacks[0]), len(self._heldout[0])
+        """Held-out loss and accuracy, each (n,), ``examples`` at a time; may change ``buffers``.
+
+        With a ``limit``, the loss of the first examples only, and no accuracy.
+        """
+        replica = self._replica
+        heldout = [values[:limit] for values in self._heldout]
+        runs, total = len(stacks[0]), len(heldout[0])
+        classes = self.workload.accuracy and limit is None
         loss, right = stacks[0].new_zeros(runs), stacks[0].new_zeros(runs)
         replica.module.eval()
         try:
             with torch.no_grad():
                 for start in range(0, total, examples):
-                    x, y = (values[start : start + examples] for values in self._heldout)
-                    mean, correct = self._evaluate_block(replica, [*stacks, *buffers], x, y)
+                    x, y = (values[start : start + examples] for values in heldout)
+                    mean, correct = self._evaluate_block(replica, [*stacks, *buffers], x, y, classes)
                     loss += mean * (len(x) / total)
                     right += correct
         finally:
             replica.module.train()
             replica.restore()
-        return loss, right / total if self.workload.accuracy else right.fill_(math.nan)
+        return loss, right / total if classes else right.fill_(math.nan)
 
     def probe(self, leaves: Sequence[Tensor], buffers: Sequence[Tensor], index: Tensor) -> None:
         """Find out whether the module can be vectorised, on one network; changes nothing else."""
@@ -115,7 +118,7 @@ class Forward:
         with torch.random.fork_rng(devices=[]):
             before = torch.get_rng_state()
             try:
-                self.gradients(0, leaves, buffers, index, [noise])
+                self.gradients(leaves, buffers, index, [noise])
                 problem = (
                     ""
                     if torch.equal(before, torch.get_rng_state())
@@ -126,7 +129,7 @@ class Forward:
             if not problem:
                 return
             self.loop = True
-            self.gradients(0, leaves, buffers, index, [noise])  # raises if the module is at fault
+            self.gradients(leaves, buffers, index, [noise])  # raises if the module is at fault
         warnings.warn(
             f"{self.workload.name}: the networks of this population run one by one, which is "
             f"slower, as the module cannot be vectorised: {problem}",
@@ -135,14 +138,13 @@ class Forward:
 
     def _vectorised(
         self,
-        worker: int,
         leaves: Sequence[Tensor],
         buffers: Sequence[Tensor],
         x: Tensor,
         y: Tensor,
         noise: Sequence[torch.Generator],
     ) -> Tensor:
-        replica, loss = self._replicas[worker], self.workload.loss
+        replica, loss = self._replica, self.workload.loss
         targets = y if self._classes else None
 
         with Stacked(len(x)) as stacked:
@@ -167,7 +169,7 @@ class Forward:
         y: Tensor,
         noise: Sequence[torch.Generator],
     ) -> Gradients:
-        replica = self._replicas[0]
+        replica = self._replica
         losses, gradients = [], []
         with torch.random.fork_rng(devices=[]):
             for run, generator in enumerate(noise):
@@ -193,10 +195,10 @@ class Forward:
         return torch.stack(losses), stacked
 
     def _evaluate_block(
-        self, replica: Replica, values: Sequence[Tensor], x: Tensor, y: Tensor
+        self, replica: Replica, values: Sequence[Tensor], x: Tensor, y: Tensor, classes: bool
     ) -> tuple[Tensor, Tensor]:
-        """Mean loss and number of correct answers of each network on the same examples."""
-        loss, classes = self.workload.loss, self.workload.accuracy
+        """Mean loss and, for ``classes``, number of correct answers of each network on the same examples."""
+        loss = self.workload.loss
 
         def one(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             replica.put(values)
@@ -227,7 +229,7 @@ class Forward:
             seen[value.data_ptr()] = value.numel()
             return value
 
-        replica, batch = self._replicas[0], self.workload.batch_size
+        replica, batch = self._replica, self.workload.batch_size
         buffers = [value.clone() for value in replica.buffers()]
         x, y = (values[:batch] for values in self._train)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,6 @@ from rlrate.envs.forward import Forward
 from rlrate.envs.optimizers import OPTIMIZERS, OptimizerSpec
 from rlrate.envs.replica import Replica
 from rlrate.envs.streams import Batches, initial_model, noise_generator
-from rlrate.envs.threads import run_all
 from rlrate.envs.workload import Workload
 from rlrate.errors import ConfigError, WorkloadError
 
@@ -21,10 +20,7 @@ __all__ = ["Population"]
 
 #: Numbers that a chunk of networks may touch in a training step: a few MiB, so that weights,
 #: gradients, optimizer state and activations of the chunk at work stay in the processor's caches.
-CHUNK_NUMBERS = 1_000_000
-
-#: Fewest networks worth a thread of their own.
-CHUNK_MINIMUM = 24
+CHUNK_NUMBERS = 1_300_000
 
 #: Held-out examples that go through the networks at once.
 EVALUATION_EXAMPLES = 256
@@ -97,13 +93,12 @@ class Population:
         }
         self._batches = Batches(seeds, len(workload.train[0]), workload.batch_size)
         self._noise = [noise_generator(seed) for seed in seeds]
-        self._forward = Forward(workload, dtype, replicas, self._noise)
+        self._forward = Forward(workload, dtype, first, self._noise)
         self._losses = torch.zeros(self.size, dtype=dtype)
         self._decoupled = OPTIMIZERS[optimizer.name].decoupled
         self._decay = float(optimizer.settings.get("weight_decay", 1e-2 if self._decoupled else 0))
         numbers = offsets[-1] + self._forward.activations
-        self._small = self.size * numbers <= CHUNK_NUMBERS
-        bounds = _bounds(self.size, numbers, torch.get_num_threads())
+        bounds = _bounds(self.size, numbers)
         self._chunks = [_Chunk(self, slice(a, b), offsets, shapes) for a, b in pairwise(bounds)]
 
     def backward(self) -> Tensor:
@@ -115,7 +110,12 @@ class Population:
         index = self._batches.next()
         if self._forward.loop is None:
             self._forward.probe(self._chunks[0].leaves, self._buffer_rows(slice(0, 1)), index[:1])
-        self._run([self._backward_task(chunk, index) for chunk in self._chunks])
+        for chunk in self._chunks:
+            rows = chunk.rows
+            self._losses[rows], grads = self._forward.gradients(
+                chunk.leaves, self._buffer_rows(rows), index[rows], self._noise[rows]
+            )
+            chunk.keep(grads)
         return self._losses.clone()
 
     def update(self, lr: Tensor) -> None:
@@ -125,10 +125,20 @@ class Population:
             lr: Learning rate of each run, (N,).
         """
         rates = lr.to(self.dtype).reshape(self.size, 1)
-        self._run([self._update_task(chunk, rates) for chunk in self._chunks])
+        for chunk in self._chunks:
+            rate = rates[chunk.rows]
+            if self._decay and not self._decoupled:
+                chunk.decay_gradients(self._decay)
+            chunk.displace()
+            if self._decay and self._decoupled:
+                chunk.decay_weights(1 - rate * self._decay)
+            chunk.move(rate)
 
-    def heldout(self) -> tuple[Tensor, Tensor]:
+    def heldout(self, limit: int | None = None) -> tuple[Tensor, Tensor]:
         """Evaluate every network, in evaluation mode, on the held-out examples; changes nothing.
+
+        Args:
+            limit: Look at the first ``limit`` examples only, and at their loss alone.
 
         Returns:
             Mean loss (N,), and share of examples classified correctly (N,): NaN where the workload
@@ -140,17 +150,12 @@ class Population:
             index = torch.arange(self.workload.batch_size).unsqueeze(0)
             self._forward.probe(self._chunks[0].leaves, self._buffer_rows(slice(0, 1)), index)
 
-        def task(chunk: _Chunk) -> Callable[[int], None]:
-            def run(worker: int) -> None:
-                rows = chunk.rows
-                buffers = [value.clone() for value in self._buffer_rows(rows)]
-                loss[rows], accuracy[rows] = self._forward.evaluate(
-                    worker, [leaf.detach() for leaf in chunk.leaves], buffers, EVALUATION_EXAMPLES
-                )
-
-            return run
-
-        self._run([task(chunk) for chunk in self._chunks])
+        for chunk in self._chunks:
+            rows = chunk.rows
+            buffers = [value.clone() for value in self._buffer_rows(rows)]
+            loss[rows], accuracy[rows] = self._forward.evaluate(
+                [leaf.detach() for leaf in chunk.leaves], buffers, EVALUATION_EXAMPLES
+            )
         return loss, accuracy
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,32 +195,8 @@ class Population:
         for generator, value in zip(self._noise, state["noise"], strict=True):
             generator.set_state(value)
 
-    def _run(self, tasks: Sequence[Callable[[int], None]]) -> None:
-        run_all(tasks, 1 if self._forward.loop else len(tasks), alone=self._small)
-
     def _buffer_rows(self, rows: slice) -> list[Tensor]:
         return [value[rows] for value in self.buffers.values()]
-
-    def _backward_task(self, chunk: _Chunk, index: Tensor) -> Callable[[int], None]:
-        def run(worker: int) -> None:
-            rows, buffers = chunk.rows, self._buffer_rows(chunk.rows)
-            losses, grads = self._forward.gradients(worker, chunk.leaves, buffers, index[rows], self._noise[rows])
-            self._losses[rows] = losses
-            chunk.keep(grads)
-
-        return run
-
-    def _update_task(self, chunk: _Chunk, rates: Tensor) -> Callable[[int], None]:
-        def run(worker: int) -> None:
-            rate = rates[chunk.rows]
-            if self._decay and not self._decoupled:
-                chunk.decay_gradients(self._decay)
-            chunk.displace()
-            if self._decay and self._decoupled:
-                chunk.decay_weights(1 - rate * self._decay)
-            chunk.move(rate)
-
-        return run
 
 
 class _Chunk:
@@ -280,12 +261,9 @@ def _views(rows: Tensor, offsets: list[int], shapes: list[torch.Size]) -> list[T
     ]
 
 
-def _bounds(size: int, numbers: int, threads: int) -> list[int]:
+def _bounds(size: int, numbers: int) -> list[int]:
     """Where to cut ``size`` networks, each touching ``numbers`` numbers, into equal chunks."""
-    chunks = max(1, -(-size * numbers // CHUNK_NUMBERS))
-    if chunks > 1 or size >= threads * CHUNK_MINIMUM:
-        chunks = -(-chunks // threads) * threads
-    chunks = min(chunks, size)
+    chunks = min(size, max(1, round(size * numbers / CHUNK_NUMBERS)))
     return [round(k * size / chunks) for k in range(chunks + 1)]
 
 
