@@ -39,6 +39,7 @@ class Recipe:
         signals: Names of the signals; empty for all.
         policy: Hidden layer widths ("net"), "activation" (tanh or relu), "log_std_init".
         algorithm: Keyword arguments of the SB3 algorithm.
+        relative_reward: Whether each run is paid relative to the mean of its population.
         anneal_learning_rate: Whether the policy's own learning rate goes linearly to zero.
     """
 
@@ -55,6 +56,7 @@ class Recipe:
     signals: tuple[str, ...] = ()
     policy: dict[str, Any] = field(default_factory=dict)
     algorithm: dict[str, Any] = field(default_factory=dict)
+    relative_reward: bool = True
     anneal_learning_rate: bool = True
 
     def __post_init__(self) -> None:

@@ -81,7 +81,7 @@ def train(
         write_atomically(out / "config.json", _config(recipe))
     # A training that was stopped in its first rollout has no checkpoint yet, and begins again.
     state = read_checkpoint(out) if resume and has_checkpoint(out) else None
-    env = PopulationVecEnv(recipe.make_env(), recipe.seed)
+    env = PopulationVecEnv(recipe.make_env(), recipe.seed, relative=recipe.relative_reward)
     model = make_model(recipe, env)
     model.set_logger(_logger(out))
     callback = _Recorder(recipe, out, progress)

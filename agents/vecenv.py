@@ -18,10 +18,14 @@ class PopulationVecEnv(VecEnv):
     Args:
         env: The batched environment.
         seed: Determines all episodes; ``seed()`` overrides it before the next reset.
+        relative: Pay each run its reward less the mean reward of its population. The runs of a population differ only in
+            their actions and their luck, so what the workload alone makes easy or hard drops out: a baseline that
+            depends on no action of the run's own policy state.
     """
 
-    def __init__(self, env: TrainingVectorEnv, seed: int | None = None) -> None:
+    def __init__(self, env: TrainingVectorEnv, seed: int | None = None, *, relative: bool = False) -> None:
         self.env = env
+        self._relative = relative
         self._seed = seed
         self._actions: NDArray[Any] | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -61,6 +65,9 @@ class PopulationVecEnv(VecEnv):
                 "TimeLimit.truncated": False,
                 "episode": {"r": float(final["improvement"][index]), "l": 0, "t": 0.0},
             }
+        if self._relative:
+            groups = rewards.reshape(self.env.draws, -1)
+            rewards = (groups - groups.mean(axis=1, keepdims=True)).ravel()
         return observations, rewards.astype(np.float32), terminated, rows
 
     def close(self) -> None:

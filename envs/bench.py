@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rlrate.envs.env import TrainingVectorEnv
 from rlrate.envs.optimizers import OptimizerSpec, make_optimizer
 from rlrate.envs.population import Population
 from rlrate.envs.workload import Workload
 
-__all__ = ["BENCHMARKS", "population_throughput"]
+__all__ = ["BENCHMARKS", "BUDGETS", "environment_benchmark", "environment_overhead", "population_throughput"]
 
 #: Training examples of every benchmark, and examples per minibatch.
 EXAMPLES, BATCH = 1500, 32
@@ -90,6 +92,59 @@ def population_throughput(
             "best_ratio": by_size[best]["ratio"],
         }
     return report
+
+
+#: Budgets in updates for which the environment's own share is measured: 10 and 50 updates a decision.
+BUDGETS = (400, 2000)
+
+
+def environment_overhead(*, networks: int = 64, repeats: int = 5) -> dict[str, Any]:
+    """Measure the share of the environment's time that is not its population's training steps.
+
+    Episodes of the batched environment (64-64-10 MLP, Adam) alternate with as many bare training steps of
+    the same population: statistics, signals, actions and held-out losses make the difference.
+
+    Args:
+        networks: Runs of the environment.
+        repeats: Rounds; the median share counts.
+
+    Returns:
+        By budget: ``decisions_per_second`` (of all runs) and ``share`` in [0, 1].
+    """
+    workload, adam = _workload("mlp_64_64_10", *BENCHMARKS["mlp_64_64_10"][:2]), make_optimizer("adam")
+    report: dict[str, Any] = {}
+    for budget in BUDGETS:
+        env = TrainingVectorEnv(networks, workload=workload, optimizer=adam, steps=budget)
+        env.reset(seed=0)
+        actions = np.full((networks, 1), 0.2, np.float32)
+        decisions = len(env.populations[0].control.boundaries) - 1
+        bare = _population_stepper(workload, adam, networks)
+        shares, speeds = [], []
+        for _ in range(repeats):
+            # Begun anew each round, so that the bare steps cover the same updates as the decisions do.
+            env.reset(seed=0)
+            updates = 0
+            start = time.perf_counter()
+            for _ in range(decisions - 1):  # the last one would begin the next episode
+                before = env.populations[0].control.updates
+                env.step(actions)
+                updates += env.populations[0].control.updates - before
+            middle = time.perf_counter()
+            for _ in range(updates):
+                bare()
+            whole, training = middle - start, time.perf_counter() - middle
+            shares.append(1.0 - training / whole)
+            speeds.append(networks * (decisions - 1) / whole)
+        report[str(budget)] = {
+            "share": statistics.median(shares),
+            "decisions_per_second": statistics.median(speeds),
+        }
+    return report
+
+
+def environment_benchmark() -> dict[str, Any]:
+    """`population_throughput`, with `environment_overhead` under ``environment``."""
+    return {**population_throughput(), "environment": environment_overhead()}
 
 
 def _workload(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Workload:

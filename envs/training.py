@@ -25,6 +25,9 @@ REWARDS: tuple[Reward, ...] = ("heldout", "train", "final")
 #: A loss below this share of the first one earns nothing more, so that no workload dominates the return.
 REWARD_FLOOR = 1e-3
 
+#: Held-out examples looked at between the first and the last decision.
+INTERMEDIATE_EXAMPLES = 64
+
 #: Bounds of the log improvement; the lower one is also the value of a run that diverged.
 IMPROVEMENT_RANGE = (-2.0, 8.0)
 
@@ -223,7 +226,9 @@ class TrainingRuns:
                 total += self.update()
                 count += 1
             self.train_loss = total / count
-        heldout, accuracy = self.population.heldout()
+        # Rewards telescope, so what lies between the ends may be estimated from fewer examples.
+        ends = self.control.done or self.control.decisions == 0
+        heldout, accuracy = self.population.heldout(None if ends else INTERMEDIATE_EXAMPLES)
         self.heldout_loss = heldout.double().numpy()
         self.heldout_accuracy = accuracy.double().numpy()
         self.diverged |= ~(np.isfinite(self.train_loss) & np.isfinite(self.heldout_loss))

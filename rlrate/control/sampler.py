@@ -57,7 +57,7 @@ class UpdateSampler:
             for shape, count in zip(shapes, self.counts, strict=True)
         ]
         matrices = [i for i, shape in enumerate(shapes) if len(shape) >= 2 and shape.numel() > 0]
-        self.weights = torch.cat(weights).to(self.device) if weights else torch.zeros(0)
+        self._root = (torch.cat(weights) if weights else torch.zeros(0)).sqrt().to(self.device)
         self.floor = total * WEIGHT_FLOOR**2
         offsets = np.concatenate([[0], np.cumsum(self.counts)])
         self._segments = [(int(offsets[i]), int(offsets[i + 1])) for i in matrices]
@@ -71,7 +71,11 @@ class UpdateSampler:
         self._samples: list[Tensor] = []
 
     def gather(self, tensors: Sequence[Optional]) -> Tensor:
-        """The sampled coordinates of ``tensors``, each (N, ...) or None for zeros: shape (N, S)."""
+        """The sampled coordinates of ``tensors``, each (N, ...) or None for zeros: shape (N, S).
+
+        Each is multiplied by the square root of the share it stands for, so that plain sums of products estimate those
+        over all coordinates.
+        """
         parts = []
         for tensor, k, count in zip(tensors, self.strides, self.counts, strict=True):
             if tensor is None:
@@ -79,12 +83,12 @@ class UpdateSampler:
                 continue
             flat = tensor.detach().reshape(self.runs, -1)
             parts.append((flat if k == 1 else flat[:, ::k]).to(self.device, self.dtype))
-        return torch.cat(parts, dim=1) if parts else torch.zeros((self.runs, 0), dtype=self.dtype)
+        values = torch.cat(parts, dim=1) if parts else torch.zeros((self.runs, 0), dtype=self.dtype)
+        return values if self._uniform else values * self._root
 
     def norms(self, tensors: Sequence[Optional]) -> Tensor:
         """Euclidean norm of each run's tensors, estimated from the sample: shape (N,)."""
-        values = self.gather(tensors)
-        return self._dot(values, values).sqrt()
+        return torch.linalg.vector_norm(self.gather(tensors), dim=1)
 
     def before(self, parameters: Sequence[Tensor], gradients: Sequence[Optional]) -> None:
         """Call with the gradients in place, just before the optimizer's update."""
@@ -96,18 +100,15 @@ class UpdateSampler:
         if self._before is None or self._gradient is None:
             return
         weights, gradient, previous = self._before, self._gradient, self._previous
-        update = self.gather(parameters) - weights
-        scaled = gradient if self._uniform else gradient * self.weights
-        scaled_update = update if self._uniform else update * self.weights
-        gg = (scaled * gradient).sum(1)
-        uu = (scaled_update * update).sum(1)
-        ww = self._dot(weights, weights)
-        gu = -(scaled * update).sum(1)
+        rows = [gradient, self.gather(parameters) - weights, weights]
+        stack = torch.stack(rows if previous is None else [*rows, previous], dim=1)
+        products = stack @ stack.mT  # (N, 3 or 4, 3 or 4)
+        gg, uu, ww, gu = products[:, 0, 0], products[:, 1, 1], products[:, 2, 2], -products[:, 0, 1]
         if previous is None:
             gp = pp = torch.full_like(gg, math.nan)
         else:
-            gp, pp = (scaled * previous).sum(1), self._dot(previous, previous)
-        layer = self._largest_layer_ratio(scaled_update * update, weights)
+            gp, pp = products[:, 0, 3], products[:, 3, 3]
+        layer = self._largest_layer_ratio(stack[:, 1:3].square())
         self._samples.append(torch.stack([gg, gp, pp, uu, ww.clamp_min(self.floor), gu, layer]))
         self._previous, self._before, self._gradient = gradient, None, None
 
@@ -138,17 +139,12 @@ class UpdateSampler:
         self._previous = None if previous is None else previous.to(self.device, self.dtype, copy=True)
         self._samples = [sample.to(self.device, self.dtype, copy=True) for sample in samples]
 
-    def _dot(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(1) if self._uniform else (a * b) @ self.weights
-
-    def _largest_layer_ratio(self, squares: Tensor, weights: Tensor) -> Tensor:
+    def _largest_layer_ratio(self, squares: Tensor) -> Tensor:
+        """Largest |u_l|^2 / |w_l|^2 from the squares of update and weights, shape (N, 2, S)."""
         if not self._segments:
             return torch.zeros(self.runs, dtype=self.dtype, device=self.device)
-        weight_squares = weights * weights if self._uniform else weights * weights * self.weights
-        # Cumulative sums give all segments in one pass, but lose digits; models have few matrices in the sample.
-        up = torch.stack([squares[:, a:b].sum(1) for a, b in self._segments])
-        down = torch.stack([weight_squares[:, a:b].sum(1) for a, b in self._segments])
-        return (up / down.clamp_min(self._segment_floor[:, None])).amax(0)
+        sums = torch.stack([squares[:, :, a:b].sum(2) for a, b in self._segments])
+        return (sums[:, :, 0] / sums[:, :, 1].clamp_min(self._segment_floor[:, None])).amax(0)
 
 
 def _stride(shape: torch.Size, total: int, limit: int) -> int:
