@@ -80,7 +80,7 @@ def restore_state(model: BaseAlgorithm, env: PopulationVecEnv, state: dict[str, 
     for name, optimizer in _optimizers(model).items():
         optimizer.load_state_dict(state["optimizers"][name])
     model.num_timesteps = int(state["num_timesteps"])
-    model._n_updates = int(state["n_updates"])  # type: ignore[attr-defined]
+    model._n_updates = int(state["n_updates"])
     env.set_options({"episode": int(state["episode"])})
     # Beginning the runs draws on no global generator, but restore these last all the same.
     model._last_obs = env.reset()
@@ -98,5 +98,5 @@ def _optimizers(model: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:
 
 def _numpy_state() -> list[Any]:
     # SB3 shuffles its minibatches with NumPy's global generator.
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    kind, keys, position, has_gauss, cached = np.random.get_state()
     return [str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(cached)]

@@ -137,7 +137,7 @@ class Recipe:
         Raises:
             ConfigError: when a budget is too small for the full number of decisions.
         """
-        settings = {
+        settings: dict[str, Any] = {
             key: tuple(value) if key in ("steps", "start") and isinstance(value, list) else value
             for key, value in self.environment.items()
         }

@@ -122,7 +122,7 @@ def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
     rate = float(settings.pop("learning_rate", 3e-4))
     settings["learning_rate"] = LinearToZero(rate) if recipe.anneal_learning_rate else rate
     try:
-        return _ALGORITHMS[recipe.algo](  # type: ignore[call-arg]
+        return _ALGORITHMS[recipe.algo](
             "MlpPolicy",
             env,
             policy_kwargs=policy_kwargs,

@@ -18,9 +18,8 @@ class PopulationVecEnv(VecEnv):
     Args:
         env: The batched environment.
         seed: Determines all episodes; ``seed()`` overrides it before the next reset.
-        relative: Pay each run its reward less the mean reward of its population. The runs of a population differ only in
-            their actions and their luck, so what the workload alone makes easy or hard drops out: a baseline that
-            depends on no action of the run's own policy state.
+        relative: Pay each run its reward less the mean reward of its population. The runs of a population differ
+            only in their start, their actions and their luck, so what the workload makes easy or hard drops out.
     """
 
     def __init__(self, env: TrainingVectorEnv, seed: int | None = None, *, relative: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import gymnasium
 import numpy as np
@@ -47,9 +47,9 @@ def make_config(action: Kind | None = None, **settings: Any) -> TrainingConfig:
     return TrainingConfig(spec=spec, **settings)
 
 
-def observation_space(spec: ControlSpec) -> spaces.Box:
+def observation_space(spec: ControlSpec) -> spaces.Space[NDArray[np.float32]]:
     """The space of one observation: a float32 box of the length of the signals."""
-    return spaces.Box(-LIMIT, LIMIT, (len(spec.signals),), np.float32)
+    return cast("spaces.Space[NDArray[np.float32]]", spaces.Box(-LIMIT, LIMIT, (len(spec.signals),), np.float32))
 
 
 def action_space(rule: Action) -> spaces.Box | spaces.Discrete[np.int64]:
@@ -90,7 +90,7 @@ class TrainingEnv(gymnasium.Env[NDArray[np.float32], Any]):
         settings: Attributes of :class:`TrainingConfig`: workload, optimizer, steps, start, reward, ...
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class TrainingEnv(gymnasium.Env[NDArray[np.float32], Any]):
         self._over = bool(self.runs.done or self.runs.diverged[0])
         return observation[0], float(reward[0]), self._over, False, self._info()
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """One line: updates, rate and losses."""
         if self.render_mode != "ansi" or self.runs is None:
             return None
@@ -168,7 +168,7 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         settings: Attributes of :class:`TrainingConfig`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012
         "render_modes": [],
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }

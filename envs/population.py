@@ -99,7 +99,9 @@ class Population:
         self._decay = float(optimizer.settings.get("weight_decay", 1e-2 if self._decoupled else 0))
         numbers = offsets[-1] + self._forward.activations
         bounds = _bounds(self.size, numbers)
-        self._chunks = [_Chunk(self, slice(a, b), offsets, shapes) for a, b in pairwise(bounds)]
+        # One for all chunks, which update in turn: it stays in the cache.
+        scratch = torch.zeros_like(self._weights[: max(b - a for a, b in pairwise(bounds))])
+        self._chunks = [_Chunk(self, slice(a, b), offsets, shapes, scratch) for a, b in pairwise(bounds)]
 
     def backward(self) -> Tensor:
         """Compute loss and gradients of the next minibatch of every run.
@@ -202,13 +204,15 @@ class Population:
 class _Chunk:
     """Some rows of a population, which are processed together."""
 
-    def __init__(self, owner: Population, rows: slice, offsets: list[int], shapes: list[torch.Size]) -> None:
+    def __init__(
+        self, owner: Population, rows: slice, offsets: list[int], shapes: list[torch.Size], scratch: Tensor
+    ) -> None:
         self.rows = rows
         self.weights, self.gradients = owner._weights[rows], owner._gradients[rows]
         self.leaves = [view.detach().requires_grad_() for view in _views(self.weights, offsets, shapes)]
         self._grads = _views(self.gradients, offsets, shapes)
         self._unused = [False] * len(shapes)
-        self._displacement = torch.zeros_like(self.weights)
+        self._displacement = scratch[: len(self.weights)].detach()
         self._displacement.grad = self.gradients
         spec = owner.optimizer
         overrides: dict[str, Any] = {"weight_decay": 0.0}

@@ -281,7 +281,8 @@ def centre(losses: NDArray[np.float64]) -> float:
 
 def seed_ratios(row: Row, best: Row) -> NDArray[np.float64]:
     """Loss of ``row`` over that of ``best``, seed by seed."""
-    return np.array(row.losses) / np.array(best.losses)
+    ratios: NDArray[np.float64] = np.array(row.losses) / np.array(best.losses)
+    return ratios
 
 
 def bootstrap(logs: NDArray[np.float64], level: float = 0.95, draws: int = 2000) -> tuple[float, float]:

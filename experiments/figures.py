@@ -43,7 +43,7 @@ def _one_column(comparison: Comparison, workload: str, optimizer: str, axes: Any
     methods = {m: t for (w, o, m), t in comparison.traces.items() if (w, o) == (workload, optimizer)}
     rows = {r.method: r for r in comparison.rows if (r.workload, r.optimizer) == (workload, optimizer)}
     best = min((m for m in methods if m != LEARNED), key=lambda m: rows[m].loss)
-    styles = {m: (_OTHER, 1.0, None) for m in methods}
+    styles: dict[str, tuple[str, float, str | None]] = {m: (_OTHER, 1.0, None) for m in methods}
     if "constant" in methods:
         styles["constant"] = (_CONSTANT, 1.6, "constant, tuned")
     styles[best] = (_BEST, 2.0, f"{best}, tuned (best)")

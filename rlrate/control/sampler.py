@@ -57,7 +57,8 @@ class UpdateSampler:
             for shape, count in zip(shapes, self.counts, strict=True)
         ]
         matrices = [i for i, shape in enumerate(shapes) if len(shape) >= 2 and shape.numel() > 0]
-        self._root = (torch.cat(weights) if weights else torch.zeros(0)).sqrt().to(self.device)
+        self.weights = (torch.cat(weights) if weights else torch.zeros(0)).to(self.device)
+        self._root = self.weights.sqrt()
         self.floor = total * WEIGHT_FLOOR**2
         offsets = np.concatenate([[0], np.cumsum(self.counts)])
         self._segments = [(int(offsets[i]), int(offsets[i + 1])) for i in matrices]
@@ -88,7 +89,8 @@ class UpdateSampler:
 
     def norms(self, tensors: Sequence[Optional]) -> Tensor:
         """Euclidean norm of each run's tensors, estimated from the sample: shape (N,)."""
-        return torch.linalg.vector_norm(self.gather(tensors), dim=1)
+        norms: Tensor = torch.linalg.vector_norm(self.gather(tensors), dim=1)
+        return norms
 
     def before(self, parameters: Sequence[Tensor], gradients: Sequence[Optional]) -> None:
         """Call with the gradients in place, just before the optimizer's update."""

@@ -18,12 +18,12 @@ def make() -> PopulationVecEnv:
 
 def test_episodes_end_as_sb3_expects() -> None:
     env = VecMonitor(make())
-    observations = env.reset()
+    observations = np.asarray(env.reset())
     assert observations.shape == (4, len(ControlSpec().signals))
     for step in range(4):
-        observations, rewards, dones, infos = env.step(np.zeros((4, 1), np.float32))
+        stepped, rewards, dones, infos = env.step(np.zeros((4, 1), np.float32))
         assert dones.all() == (step == 3) and rewards.dtype == np.float32
-    assert len(infos) == 4
+    assert len(infos) == len(np.asarray(stepped)) == 4
     for row, info in enumerate(infos):
         assert info["terminal_observation"].shape == observations[row].shape
         assert not info["TimeLimit.truncated"]

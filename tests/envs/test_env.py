@@ -81,13 +81,13 @@ def test_discrete_actions_are_multipliers() -> None:
 
 @pytest.mark.parametrize("workload", ["digits-mlp", "digits-cnn-batchnorm", "digits-gru", "quadratic-20"])
 def test_a_row_of_the_batch_is_the_single_environment(workload: str) -> None:
-    settings = {"workload": workload, "steps": 80, "dtype": "float64"}
+    settings: dict[str, Any] = {"workload": workload, "steps": 80, "dtype": "float64"}
     batch = gymnasium.make_vec(ID, num_envs=3, vectorization_mode="vector_entry_point", **settings)
     observations, _ = batch.reset(seed=11)
     actions = np.random.default_rng(0).uniform(-1, 1, (15, 3, 1)).astype(np.float32)
     steps = [batch.step(action) for action in actions]
     for run in range(3):
-        env = TrainingEnv(run=run, **settings)  # type: ignore[arg-type]
+        env = TrainingEnv(run=run, **settings)
         single, rewards = rollout(env, 11, list(actions[:, run]))
         np.testing.assert_allclose(single[0], observations[run], rtol=1e-5, atol=1e-5)
         for index, reward in enumerate(rewards[:-1]):

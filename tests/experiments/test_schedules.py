@@ -39,12 +39,8 @@ FORMULAS: dict[str, Callable[[int], float]] = {
     "step": lambda t: 1.0 if t < 100 else 0.1 if t < 150 else 0.01,
     "exponential": lambda t: 0.01 ** (t / 199),
     "cosine": lambda t: (1 + math.cos(math.pi * t / 200)) / 2,
-    "warmup-cosine": lambda t: (
-        (1 + 10 * t / 10) / 11 if t < 10 else (1 + math.cos(math.pi * (t - 10) / 190)) / 2
-    ),
-    "one-cycle": lambda t: (
-        _between(1 / 25, 1.0, t / 59) if t <= 59 else _between(1.0, 4e-6, (t - 59) / 140)
-    ),
+    "warmup-cosine": lambda t: (1 + 10 * t / 10) / 11 if t < 10 else (1 + math.cos(math.pi * (t - 10) / 190)) / 2,
+    "one-cycle": lambda t: _between(1 / 25, 1.0, t / 59) if t <= 59 else _between(1.0, 4e-6, (t - 59) / 140),
     "linear": lambda t: 1 - t / 200,
 }
 
