@@ -43,7 +43,7 @@ def _cnn() -> nn.Module:
 #: Name -> (module, shape of an example, population sizes).
 BENCHMARKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]]] = {
     "mlp_64_64_10": (lambda: _mlp(64), (64,), (16, 64, 256)),
-    "mlp_784_64_10": (lambda: _mlp(784), (784,), (16, 64)),
+    "mlp_784_64_10": (lambda: _mlp(784), (784,), (16, 32, 64)),
     "cnn": (_cnn, (1, 8, 8), (16, 64)),
 }
 
