@@ -26,7 +26,7 @@ class RolloutMetrics:
     def add(self, env: TrainingVectorEnv, actions: NDArray[np.float64]) -> None:
         """Notes the actions u of one step and remembers which families are running."""
         self._actions.append(actions)
-        names = [runs.draw.workload.family for runs in env.populations]
+        names = [state.family for state in env.states]
         self._families = [name for name in names for _ in range(env.per_draw)]
 
     def finish(self, families: list[str], infos: list[dict[str, Any]]) -> None:

@@ -47,6 +47,7 @@ def train(
     out: str | Path = "runs/controller",
     *,
     resume: bool = False,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
     """Trains a controller and writes it to ``out``.
@@ -61,6 +62,8 @@ def train(
         out: Folder to write; must be new or empty unless ``resume``.
         resume: Continue the training in ``out``; ends with the controller of a training that was never stopped. Only
             for ppo and a2c.
+        workers: Processes that train the networks; the controller does not depend on their number. With more than one,
+            a script must guard its entry with ``if __name__ == "__main__"``.
         progress: Called after each rollout with (rollouts done, rollouts in all, figures).
 
     Returns:
@@ -81,7 +84,20 @@ def train(
         write_atomically(out / "config.json", _config(recipe))
     # A training that was stopped in its first rollout has no checkpoint yet, and begins again.
     state = read_checkpoint(out) if resume and has_checkpoint(out) else None
-    env = PopulationVecEnv(recipe.make_env(), recipe.seed, relative=recipe.relative_reward)
+    env = PopulationVecEnv(recipe.make_env(workers), recipe.seed, relative=recipe.relative_reward)
+    threads = torch.get_num_threads()
+    # The networks are small: threads that wait for each other cost more than they give, above all on a busy machine.
+    torch.set_num_threads(1)
+    try:
+        return _learn(recipe, out, env, state, progress)
+    finally:
+        torch.set_num_threads(threads)
+        env.close()
+
+
+def _learn(
+    recipe: Recipe, out: Path, env: PopulationVecEnv, state: dict[str, Any] | None, progress: Progress | None
+) -> Path:
     model = make_model(recipe, env)
     model.set_logger(_logger(out))
     callback = _Recorder(recipe, out, progress)
@@ -200,7 +216,7 @@ class _Recorder(BaseCallback):
             self.progress(done, self.recipe.iterations, row)
 
     def _note_families(self) -> None:
-        names = [runs.draw.workload.family for runs in self._env.env.populations]
+        names = [state.family for state in self._env.env.states]
         self._families = [name for name in names for _ in range(self._env.env.per_draw)]
 
     @property

@@ -94,8 +94,8 @@ def population_throughput(
     return report
 
 
-#: Budgets in updates for which the environment's own share is measured: 10 and 50 updates a decision.
-BUDGETS = (400, 2000)
+#: Budgets in updates for which the environment's own share is measured: 10, 25 and 100 updates a decision.
+BUDGETS = (400, 1000, 4000)
 
 
 def environment_overhead(*, networks: int = 64, repeats: int = 5) -> dict[str, Any]:
@@ -117,24 +117,22 @@ def environment_overhead(*, networks: int = 64, repeats: int = 5) -> dict[str, A
         env = TrainingVectorEnv(networks, workload=workload, optimizer=adam, steps=budget)
         env.reset(seed=0)
         actions = np.full((networks, 1), 0.2, np.float32)
-        decisions = len(env.populations[0].control.boundaries) - 1
+        boundaries = env.config.spec.cadence.boundaries(budget)
+        updates = int(boundaries[-2] - boundaries[0])  # the last interval would begin the next episode
         bare = _population_stepper(workload, adam, networks)
         shares, speeds = [], []
         for _ in range(repeats):
             # Begun anew each round, so that the bare steps cover the same updates as the decisions do.
             env.reset(seed=0)
-            updates = 0
             start = time.perf_counter()
-            for _ in range(decisions - 1):  # the last one would begin the next episode
-                before = env.populations[0].control.updates
+            for _ in boundaries[:-2]:
                 env.step(actions)
-                updates += env.populations[0].control.updates - before
             middle = time.perf_counter()
             for _ in range(updates):
                 bare()
             whole, training = middle - start, time.perf_counter() - middle
             shares.append(1.0 - training / whole)
-            speeds.append(networks * (decisions - 1) / whole)
+            speeds.append(networks * (len(boundaries) - 2) / whole)
         report[str(budget)] = {
             "share": statistics.median(shares),
             "decisions_per_second": statistics.median(speeds),
@@ -151,8 +149,8 @@ def _workload(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) 
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(EXAMPLES, *shape, generator=generator)
     targets = torch.randint(0, 10, (EXAMPLES,), generator=generator)
-    split = (inputs, targets)
-    return Workload(name, "benchmark", make, split, split, F.cross_entropy, BATCH, accuracy=True)
+    heldout = (inputs[:256], targets[:256])
+    return Workload(name, "benchmark", make, (inputs, targets), heldout, F.cross_entropy, BATCH, accuracy=True)
 
 
 def _plain_stepper(workload: Workload, spec: OptimizerSpec) -> Callable[[], object]:

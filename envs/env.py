@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from rlrate.control import LIMIT, Action, ControlSpec
 from rlrate.envs.training import TrainingConfig, TrainingRuns
+from rlrate.envs.workers import DrawState, Host, facts, make_hosts
 from rlrate.errors import ConfigError
 
 Array = NDArray[np.float64]
@@ -148,7 +150,7 @@ class TrainingEnv(gymnasium.Env[NDArray[np.float32], Any]):
 
     def _info(self) -> dict[str, Any]:
         assert self.runs is not None
-        info = {name: values[0].item() for name, values in _facts(self.runs).items()}
+        info = {name: values[0].item() for name, values in facts(self.runs).items()}
         if not self.runs.draw.workload.accuracy:
             del info["heldout_accuracy"]
         return info
@@ -165,6 +167,7 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         num_envs: Number of runs.
         draws: Number of populations; must divide ``num_envs``.
         action: "continuous" or "discrete".
+        workers: Processes over which the draws are spread; 1 trains them in this one. The runs do not depend on it.
         settings: Attributes of :class:`TrainingConfig`.
     """
 
@@ -173,18 +176,24 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
-    def __init__(self, num_envs: int = 64, draws: int = 1, action: Kind | None = None, **settings: Any) -> None:
+    def __init__(
+        self, num_envs: int = 64, draws: int = 1, action: Kind | None = None, workers: int = 1, **settings: Any
+    ) -> None:
         self.config = make_config(action, **settings)
         if num_envs < 1 or draws < 1 or num_envs % draws:
             raise ConfigError(f"num_envs must be a positive multiple of draws, got num_envs={num_envs}, draws={draws}")
+        if workers < 1:
+            raise ConfigError(f"workers must be at least 1, got {workers!r}")
         self.num_envs = num_envs
         self.draws = draws
+        self.workers = min(workers, draws)
         self.single_observation_space = observation_space(self.config.spec)
         self.single_action_space = action_space(self.config.spec.action)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.populations: list[TrainingRuns] = []
+        self.states: list[DrawState] = []
         self.seeds = _EpisodeSeeds()
+        self._hosts: Sequence[Host] = []
 
     @property
     def per_draw(self) -> int:
@@ -209,50 +218,69 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         self.seeds.reseed(seed, self.np_random)
         if options and "episode" in options:
             self.seeds.episode = int(options["episode"])
-        episode = self.seeds.next()
-        self.populations = [self._draw(episode, index) for index in range(self.draws)]
-        observations = np.concatenate([runs.begin() for runs in self.populations])
-        return observations, self._infos()
+        if not self._hosts:
+            self._hosts = make_hosts(self.config, self.per_draw, self.workers)
+        states = self._begin(range(self.draws))
+        self.states = [states[index] for index in range(self.draws)]
+        return self._observations(), self._infos(self.states)
 
     def step(
         self, actions: NDArray[Any]
     ) -> tuple[NDArray[np.float32], Array, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Sets all rates and trains every run to its next decision."""
-        if not self.populations:
+        if not self.states:
             raise ConfigError("call reset() before step()")
         parts = np.split(to_unit(actions, self.config.spec.action, self.num_envs), self.draws)
-        results = [runs.step(u) for runs, u in zip(self.populations, parts, strict=True)]
-        observations = np.concatenate([observation for observation, _ in results])
-        rewards = np.concatenate([reward for _, reward in results])
-        over = [runs.done for runs in self.populations]
-        terminated = np.repeat(over, self.per_draw)
-        final = self._infos() if any(over) else {}
-        if any(over):
-            final_observations = observations.copy()
-            episode = self.seeds.next()
-            for index, ended in enumerate(over):
-                if ended:
-                    self.populations[index] = self._draw(episode, index)
-                    rows = slice(index * self.per_draw, (index + 1) * self.per_draw)
-                    observations[rows] = self.populations[index].begin()
-        infos = self._infos()
-        if any(over):
-            # Object arrays, as gymnasium's own vector environments have them.
-            infos["final_obs"] = np.empty(self.num_envs, dtype=object)
-            for row in np.flatnonzero(terminated):
-                infos["final_obs"][row] = final_observations[row]
-            infos["_final_obs"] = infos["_final_info"] = terminated.copy()
-            infos["final_info"] = final
-        return observations, rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
+        stepped = self._ask("step", dict(enumerate(parts)))
+        self.states = [stepped[index] for index in range(self.draws)]
+        rewards = np.concatenate([state.reward for state in self.states])
+        over = [index for index, state in enumerate(self.states) if state.done]
+        terminated = np.repeat([state.done for state in self.states], self.per_draw)
+        truncated = np.zeros(self.num_envs, dtype=bool)
+        if not over:
+            return self._observations(), rewards, terminated, truncated, self._infos(self.states)
+        ended, final_observations = list(self.states), self._observations()
+        for index, state in self._begin(over).items():
+            self.states[index] = state
+        infos = self._infos(self.states)
+        # Object arrays, as gymnasium's own vector environments have them.
+        infos["final_obs"] = np.empty(self.num_envs, dtype=object)
+        for row in np.flatnonzero(terminated):
+            infos["final_obs"][row] = final_observations[row]
+        infos["final_info"] = self._infos(ended)
+        infos["_final_obs"], infos["_final_info"] = terminated.copy(), terminated.copy()
+        return self._observations(), rewards, terminated, truncated, infos
 
-    def _draw(self, episode: tuple[int, int], index: int) -> TrainingRuns:
-        return TrainingRuns.sample(self.config, (*episode, index), range(self.per_draw))
+    def close_extras(self, **kwargs: Any) -> None:
+        """Ends the worker processes."""
+        for host in self._hosts:
+            host.close()
+        self._hosts, self.states = [], []
 
-    def _infos(self) -> dict[str, Any]:
-        facts = [_facts(runs) for runs in self.populations]
+    def _begin(self, indices: Sequence[int]) -> dict[int, DrawState]:
+        episode = self.seeds.next()
+        return self._ask("begin", {index: (*episode, index) for index in indices})
+
+    def _ask(self, method: str, arguments: Mapping[int, Any]) -> dict[int, DrawState]:
+        """Calls every host with its share of the draws, all at once."""
+        asked = []
+        for number, host in enumerate(self._hosts):
+            share = {index: value for index, value in arguments.items() if index % len(self._hosts) == number}
+            if share:
+                host.ask(method, share)
+                asked.append(host)
+        answers: dict[int, DrawState] = {}
+        for host in asked:
+            answers |= host.answer()
+        return answers
+
+    def _observations(self) -> NDArray[np.float32]:
+        return np.concatenate([state.observation for state in self.states])
+
+    def _infos(self, states: Sequence[DrawState]) -> dict[str, Any]:
         infos: dict[str, Any] = {}
-        for name in facts[0]:
-            infos[name] = np.concatenate([fact[name] for fact in facts])
+        for name in states[0].facts:
+            infos[name] = np.concatenate([state.facts[name] for state in states])
             infos[f"_{name}"] = np.ones(self.num_envs, dtype=bool)
         return infos
 
@@ -273,20 +301,3 @@ class _EpisodeSeeds:
     def next(self) -> tuple[int, int]:
         self.episode += 1
         return cast(int, self.base), self.episode - 1
-
-
-def _facts(runs: TrainingRuns) -> dict[str, NDArray[Any]]:
-    """What the infos tell of each run, as arrays of shape (N,)."""
-    size = runs.size
-    return {
-        "updates": np.full(size, runs.control.updates),
-        "steps": np.full(size, runs.draw.steps),
-        "lr": np.array(runs.rates),
-        "train_loss": np.array(runs.train_loss),
-        "heldout_loss": np.array(runs.heldout_loss),
-        "heldout_accuracy": np.array(runs.heldout_accuracy),
-        "improvement": np.array(runs.improvement),
-        "diverged": runs.diverged.copy(),
-        "cuts": runs.control.interventions["cut"].copy(),
-        "caps": runs.control.interventions["cap"].copy(),
-    }

@@ -5,6 +5,7 @@ Run by ``make demo``. Every figure printed here is measured in the run that prin
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -36,7 +37,7 @@ console = Console()
 def main(out: Path = Path("runs/demo")) -> None:
     """Runs the demo and writes everything to ``out``, which is replaced."""
     begun = time.perf_counter()
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.set_num_threads(1)
     shutil.rmtree(out, ignore_errors=True)
     recipe = Recipe.load(RECIPE)
     console.rule("1  train and export")
@@ -69,7 +70,7 @@ def _train(recipe: Recipe, out: Path) -> Path:
         def report(done: int, _: int, row: dict[str, float]) -> None:
             bar.update(task, completed=done, note=f"mean log improvement {row['return_mean']:.2f}")
 
-        return train(recipe, out / "training", progress=report)
+        return train(recipe, out / "training", workers=os.cpu_count() or 1, progress=report)
 
 
 def _starts(controller: rlrate.Controller) -> Losses:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 import warnings
@@ -47,6 +48,10 @@ def train(
     action: Annotated[str | None, typer.Option(help="continuous or discrete.")] = None,
     runs: Annotated[int | None, typer.Option(help="Networks that are trained at once.")] = None,
     draws: Annotated[int | None, typer.Option(help="How many workloads they share; divides --runs.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that train the networks; the result does not depend on it.", show_default="cores"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a controller by reinforcement learning, and export it.
@@ -76,7 +81,9 @@ def train(
             progress.line(done, total, _figures(figures))
 
         try:
-            controller = agents.train(chosen, out, resume=resume, progress=report)
+            controller = agents.train(
+                chosen, out, resume=resume, workers=workers or os.cpu_count() or 1, progress=report
+            )
         except KeyboardInterrupt:
             _say_how_to_resume(out, chosen.algo)
             raise typer.Exit(_INTERRUPTED) from None

@@ -1,0 +1,192 @@
+"""The populations of a batched environment, in this process or spread over several."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import pickle
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rlrate.envs.training import TrainingConfig, TrainingRuns
+from rlrate.errors import ConfigError, RlrateError
+
+Array = NDArray[np.float64]
+Seed = tuple[int, ...]
+
+
+@dataclass
+class DrawState:
+    """What a draw shows after a step; arrays have one row for each of its runs.
+
+    Attributes:
+        observation: At the decision that is due, float32, shape (runs, signals).
+        reward: Of the step that led here, shape (runs,); zeros at the beginning.
+        done: Whether the budget is spent.
+        facts: Of each run, by name; see :func:`facts`.
+        family: Workload family of the draw.
+    """
+
+    observation: NDArray[np.float32]
+    reward: Array
+    done: bool
+    facts: dict[str, NDArray[Any]]
+    family: str
+
+
+def facts(runs: TrainingRuns) -> dict[str, NDArray[Any]]:
+    """What the infos of an environment tell of each run, as arrays of shape (N,)."""
+    size = runs.size
+    return {
+        "updates": np.full(size, runs.control.updates),
+        "steps": np.full(size, runs.draw.steps),
+        "lr": np.array(runs.rates),
+        "train_loss": np.array(runs.train_loss),
+        "heldout_loss": np.array(runs.heldout_loss),
+        "heldout_accuracy": np.array(runs.heldout_accuracy),
+        "improvement": np.array(runs.improvement),
+        "diverged": runs.diverged.copy(),
+        "cuts": runs.control.interventions["cut"].copy(),
+        "caps": runs.control.interventions["cap"].copy(),
+    }
+
+
+class Draws:
+    """Several draws, trained one after another in this process."""
+
+    def __init__(self, config: TrainingConfig, runs: int) -> None:
+        self._config = config
+        self._members = range(runs)
+        self._populations: dict[int, TrainingRuns] = {}
+
+    def begin(self, seeds: Mapping[int, Seed]) -> dict[int, DrawState]:
+        """Draws anew, by index of the draw, and trains to the first decision."""
+        states = {}
+        for index, seed in seeds.items():
+            self._populations.pop(index, None)
+            runs = self._populations[index] = TrainingRuns.sample(self._config, seed, self._members)
+            states[index] = self._state(runs, runs.begin(), np.zeros(runs.size))
+        return states
+
+    def step(self, actions: Mapping[int, Array]) -> dict[int, DrawState]:
+        """Applies actions u, by index of the draw, and trains to the next decision."""
+        return {
+            index: self._state(self._populations[index], *self._populations[index].step(u))
+            for index, u in actions.items()
+        }
+
+    @staticmethod
+    def _state(runs: TrainingRuns, observation: NDArray[np.float32], reward: Array) -> DrawState:
+        return DrawState(observation, reward, runs.done, facts(runs), runs.draw.workload.family)
+
+
+class Host(Protocol):
+    """Where draws live: asked first, answered later, so that several hosts work at once."""
+
+    def ask(self, method: str, argument: Mapping[int, Any]) -> None:
+        """Calls a method of :class:`Draws`."""
+
+    def answer(self) -> dict[int, DrawState]:
+        """What the last call returned."""
+
+    def close(self) -> None:
+        """Ends it."""
+
+
+class LocalHost:
+    """Draws in this process."""
+
+    def __init__(self, config: TrainingConfig, runs: int) -> None:
+        self._draws = Draws(config, runs)
+        self._answer: dict[int, DrawState] = {}
+
+    def ask(self, method: str, argument: Mapping[int, Any]) -> None:
+        """Works at once."""
+        self._answer = getattr(self._draws, method)(argument)
+
+    def answer(self) -> dict[int, DrawState]:
+        """What the last call returned."""
+        return self._answer
+
+    def close(self) -> None:
+        """Frees the populations."""
+        self._draws = Draws(self._draws._config, 0)
+
+
+class ProcessHost:
+    """Draws in a process of their own, which computes on one thread."""
+
+    def __init__(self, config: TrainingConfig, runs: int) -> None:
+        try:
+            pickle.dumps(config)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"the workload cannot be sent to other processes ({error}); name it "
+                "'path/to/file.py:function', or use workers=1"
+            ) from None
+        context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads may hang
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, config, runs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, method: str, argument: Mapping[int, Any]) -> None:
+        """Sends the call."""
+        self._pipe.send((method, dict(argument)))
+
+    def answer(self) -> dict[int, DrawState]:
+        """Waits for the result.
+
+        Raises:
+            RlrateError: what the call raised, or when the process died.
+        """
+        try:
+            result = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join(1)
+            raise RlrateError(
+                f"a worker process died (exit code {self._process.exitcode}); out of memory? Use fewer runs or workers"
+            ) from None
+        if isinstance(result, BaseException):
+            raise result
+        states: dict[int, DrawState] = result
+        return states
+
+    def close(self) -> None:
+        """Ends the process."""
+        with contextlib.suppress(BrokenPipeError, OSError):
+            self._pipe.send(None)
+        self._pipe.close()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def make_hosts(config: TrainingConfig, runs: int, workers: int) -> Sequence[Host]:
+    """``workers`` hosts: this process for one, else a process each."""
+    if workers == 1:
+        return [LocalHost(config, runs)]
+    return [ProcessHost(config, runs) for _ in range(workers)]
+
+
+def _serve(pipe: Connection, config: TrainingConfig, runs: int) -> None:
+    torch.set_num_threads(1)
+    draws = Draws(config, runs)
+    with contextlib.suppress(KeyboardInterrupt, EOFError):  # the parent handles Ctrl-C, which reaches everyone
+        while (call := pipe.recv()) is not None:
+            method, argument = call
+            try:
+                result: Any = getattr(draws, method)(argument)
+            except RlrateError as error:
+                result = error
+            except Exception:
+                result = RlrateError(f"a worker process failed:\n{traceback.format_exc()}")
+            pipe.send(result)
