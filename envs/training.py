@@ -130,6 +130,7 @@ class TrainingRuns:
     ) -> None:
         self.config = config
         self.draw = draw
+        self.seeds = tuple(seeds)
         self.size = len(seeds)
         dtype = torch.float64 if config.dtype == "float64" else torch.float32
         self.population = Population(draw.workload, draw.optimizer, seeds, dtype=dtype)

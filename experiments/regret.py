@@ -1,0 +1,122 @@
+"""One number for research on controllers: how far behind tuned schedules over many drawn workloads.
+
+``python -m rlrate.experiments.regret CONTROLLER [CONTROLLER ...]`` prints, for each controller, the mean and median of
+log(final held-out loss / that of the best tuned schedule) over a fixed set of draws. A number in the place of a
+controller stands for one that always answers it. The references are kept in ``runs/regret.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rlrate.agents import run_controller
+from rlrate.controller import Controller
+from rlrate.envs import TrainingConfig, TrainingRuns
+from rlrate.envs.training import sample_draw
+from rlrate.experiments.compare import peak_grid
+from rlrate.experiments.runs import run_schedules
+from rlrate.storage import write_atomically
+
+#: Schedules whose best is the reference, each at the best of nine peak rates.
+RIVALS = ("cosine", "warmup-cosine")
+
+#: A loss that is not finite counts as this one.
+BROKEN = 1e6
+
+
+@dataclass(frozen=True)
+class RegretSet:
+    """Draws on which controllers are judged; they share no seed with any training.
+
+    Attributes:
+        families: Workload families to draw from.
+        steps: Budgets, log-uniform.
+        draws: Number of draws.
+        runs: Networks for each.
+        seed: Determines the draws.
+    """
+
+    families: tuple[str, ...] = (
+        "mlp-classification",
+        "mlp-regression",
+        "logistic-regression",
+        "autoencoder",
+        "cnn",
+        "recurrent",
+    )
+    steps: tuple[int, int] = (200, 600)
+    draws: int = 24
+    runs: int = 4
+    seed: int = 777
+
+    @property
+    def config(self) -> TrainingConfig:
+        """Where the draws come from; every run starts at the same relative update size."""
+        return TrainingConfig(workload=list(self.families), steps=self.steps, start=1e-4)
+
+
+def references(judged: RegretSet) -> NDArray[np.float64]:
+    """Mean log held-out loss of the best tuned schedule for each draw, shape (draws,).
+
+    The rate is chosen on the very runs it is reported for, which favours the schedules.
+    """
+    best = []
+    for index in range(judged.draws):
+        seed = (judged.seed, 0, index)
+        draw = sample_draw(judged.config, seed)
+        seeds = TrainingRuns.sample(judged.config, seed, range(judged.runs)).seeds
+        peaks = peak_grid(draw.optimizer.name, 9)
+        cells = [(name, peak, s) for name in RIVALS for peak in peaks for s in seeds]
+        trace = run_schedules(draw, [c[2] for c in cells], [c[0] for c in cells], [c[1] for c in cells])
+        logs = _log(trace.heldout_loss).reshape(-1, judged.runs).mean(axis=1)
+        best.append(logs.min())
+    return np.array(best)
+
+
+def regrets(controller: Controller, judged: RegretSet, reference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log(loss / reference) of ``controller`` for each draw, shape (draws,)."""
+    config = replace(judged.config, spec=controller.spec)
+    values = []
+    for index in range(judged.draws):
+        runs = TrainingRuns.sample(config, (judged.seed, 0, index), range(judged.runs))
+        run_controller(controller, runs)
+        values.append(_log(runs.heldout_loss).mean())
+    return np.array(values) - reference
+
+
+def main(names: Sequence[str], cache: Path = Path("runs/regret.json")) -> None:
+    """Prints one line for each controller."""
+    torch.set_num_threads(1)
+    judged = RegretSet()
+    record = json.loads(cache.read_text()) if cache.exists() else {}
+    if record.get("set") != repr(judged):
+        record = {"set": repr(judged), "references": references(judged).tolist()}
+        write_atomically(cache, json.dumps(record).encode())
+    for name in names:
+        controller = Controller.constant(float(name)) if _is_number(name) else Controller.load(name)
+        values = regrets(controller, judged, np.array(record["references"]))
+        print(f"{name}: mean {values.mean():+.3f}, median {np.median(values):+.3f}, worst {values.max():+.2f}")
+
+
+def _log(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.log(np.clip(np.where(np.isfinite(losses), losses, BROKEN), 1e-12, BROKEN))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
