@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rlrate.agents.train import versions
@@ -19,6 +22,7 @@ from rlrate.envs.training import Draw
 from rlrate.errors import ConfigError, unknown_name
 from rlrate.experiments.runs import Trace, run_learned, run_schedules
 from rlrate.experiments.schedules import schedule_names
+from rlrate.experiments.statistics import bootstrap, centre
 from rlrate.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -41,6 +45,7 @@ GRID_CENTRE = {
 REPORT_SEED = 1_000
 
 Progress = Callable[[int, int, str], None]
+Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,9 @@ class Row:
         return sum(not math.isfinite(loss) for loss in self.losses)
 
 
+CellResult = tuple[list[Row], dict[tuple[str, str, str], Trace]]
+
+
 @dataclass
 class Comparison:
     """All rows of a comparison, and the curves behind them."""
@@ -109,7 +117,7 @@ class Comparison:
         groups["all"] = learned
         result = {}
         for name, rows in groups.items():
-            ratios = np.array([seed_ratios(row, self._best(row)) for row in rows])
+            ratios = np.array([np.array(row.losses) / np.array(self._best(row).losses) for row in rows])
             low, high = bootstrap(np.log(ratios).ravel())
             result[name] = {
                 "ratio": float(np.exp(np.log(ratios).mean())),
@@ -158,6 +166,7 @@ def compare(
     seeds: int = 5,
     tuning_seeds: int = 2,
     out: str | Path | None = None,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compares a controller with hand-tuned schedules.
@@ -176,6 +185,8 @@ def compare(
         seeds: Reported seeds.
         tuning_seeds: Seeds used to choose the peak rate; not among the reported ones.
         out: Folder for ``results.json`` and pictures; None writes nothing.
+        workers: Processes over which workloads and optimizers are spread; the results do not depend on it. With more
+            than one, a script must guard its entry with ``if __name__ == "__main__"``.
         progress: Called with (network updates done, in all, what is running).
 
     Raises:
@@ -186,14 +197,17 @@ def compare(
     for name in names:
         if name not in schedule_names():
             raise ConfigError(unknown_name("schedule", name, schedule_names()))
-    counts = {"steps": steps, "grid": grid, "seeds": seeds, "tuning_seeds": tuning_seeds}
+    counts = {"steps": steps, "grid": grid, "seeds": seeds, "tuning_seeds": tuning_seeds, "workers": workers}
     for label, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise ConfigError(f"{label} must be a positive integer, got {count!r}")
     if not workloads or not optimizers or not names:
         raise ConfigError("a comparison needs at least one workload, one optimizer and one schedule")
-    specs = {name: make_optimizer(name) for name in optimizers}
-    problems = {name: make_workload(name, np.random.default_rng(0)) for name in workloads}
+    for name in optimizers:
+        make_optimizer(name)
+    for name in workloads:
+        make_workload(name, np.random.default_rng(0))
+    del counts["workers"]
     settings = {
         **counts,
         "workloads": list(workloads),
@@ -203,38 +217,58 @@ def compare(
         "grids": {name: peak_grid(name, grid).tolist() for name in optimizers},
     }
     result = Comparison(settings)
-    per_cell = steps * (len(names) * (grid * tuning_seeds + seeds) + seeds)
-    meter = _Meter(per_cell * len(problems) * len(specs), progress)
-    for problem, workload in problems.items():
-        for name, spec in specs.items():
-            meter.label = f"{problem}, {name}"
-            _compare_cell(result, Draw(workload, spec, steps), (problem, name), names, controller, meter)
+    cells = [(problem, name) for problem in workloads for name in optimizers]
+    meter = _Meter(len(cells) * steps * (len(names) * (grid * tuning_seeds + seeds) + seeds), progress)
+    for rows, traces in _run_cells(cells, settings, controller, meter, min(workers, len(cells))):
+        result.rows += rows
+        result.traces |= traces
     if out is not None:
         result.save(Path(out))
     return result
 
 
+def _run_cells(
+    cells: Sequence[Key], settings: dict[str, Any], controller: Controller, meter: _Meter, workers: int
+) -> Iterator[CellResult]:
+    """The results of all cells, in their order."""
+    if workers == 1:
+        for key in cells:
+            meter.label = ", ".join(key)
+            yield _compare_cell(key, settings, controller, meter.tick)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(_compare_cell, key, settings, controller, None) for key in cells]
+        for number, _ in enumerate(as_completed(futures), start=1):
+            meter.label = f"{number} of {len(cells)} combinations of workload and optimizer"
+            meter.tick(meter.total * number // len(cells) - meter.done)
+        yield from (future.result() for future in futures)
+
+
 def _compare_cell(
-    result: Comparison, draw: Draw, key: tuple[str, str], names: list[str], controller: Controller, meter: _Meter
-) -> None:
-    settings = result.settings
+    key: Key, settings: dict[str, Any], controller: Controller, tick: Callable[[int], None] | None
+) -> CellResult:
+    workload = make_workload(key[0], np.random.default_rng(0))
+    draw = Draw(workload, make_optimizer(key[1]), settings["steps"])
+    names = settings["schedules"]
     peaks = peak_grid(key[1], settings["grid"])
-    chosen = tune(draw, names, peaks, range(settings["tuning_seeds"]), meter.tick)
+    chosen = tune(draw, names, peaks, range(settings["tuning_seeds"]), tick)
     seeds = [REPORT_SEED + index for index in range(settings["seeds"])]
     trace = run_schedules(
         draw,
         [seed for _ in names for seed in seeds],
         [name for name in names for _ in seeds],
         [chosen[name] for name in names for _ in seeds],
-        meter.tick,
+        tick,
     )
     traces = {name: _columns(trace, slice(i * len(seeds), (i + 1) * len(seeds))) for i, name in enumerate(names)}
-    traces[LEARNED] = run_learned(draw, seeds, controller, meter.tick)
+    traces[LEARNED] = run_learned(draw, seeds, controller, tick)
     best = min(names, key=lambda name: centre(traces[name].heldout_loss))
+    rows = []
     for method, part in traces.items():
         ratios = part.heldout_loss / traces[best].heldout_loss
         peak = chosen.get(method)
-        result.rows.append(
+        rows.append(
             Row(
                 *key,
                 method,
@@ -247,7 +281,7 @@ def _compare_cell(
                 interval=bootstrap(np.log(ratios)),
             )
         )
-        result.traces[(*key, method)] = part
+    return rows, {(*key, method): part for method, part in traces.items()}
 
 
 def tune(
@@ -269,31 +303,6 @@ def peak_grid(optimizer: str, size: int) -> NDArray[np.float64]:
     """``size`` peak rates, log-spaced over the four decades around the optimizer's usual rate."""
     middle = GRID_CENTRE[optimizer]
     return np.array([10.0**middle]) if size == 1 else np.logspace(middle - 2, middle + 2, size)
-
-
-def centre(losses: NDArray[np.float64]) -> float:
-    """Geometric mean of positive losses; arithmetic mean when one is not positive."""
-    if (losses > 0).all():
-        with np.errstate(divide="ignore"):
-            return float(np.exp(np.log(losses).mean()))
-    return float(losses.mean())
-
-
-def seed_ratios(row: Row, best: Row) -> NDArray[np.float64]:
-    """Loss of ``row`` over that of ``best``, seed by seed."""
-    ratios: NDArray[np.float64] = np.array(row.losses) / np.array(best.losses)
-    return ratios
-
-
-def bootstrap(logs: NDArray[np.float64], level: float = 0.95, draws: int = 2000) -> tuple[float, float]:
-    """Percentile bootstrap interval of exp(mean(logs)) (Efron 1979)."""
-    if not np.isfinite(logs).all():
-        return (float("nan"), float("inf"))
-    rng = np.random.default_rng(0)
-    means = logs[rng.integers(len(logs), size=(draws, len(logs)))].mean(axis=1)
-    tail = (1.0 - level) / 2.0
-    low, high = np.exp(np.quantile(means, [tail, 1.0 - tail]))
-    return float(low), float(high)
 
 
 class _Meter:

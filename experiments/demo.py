@@ -22,12 +22,13 @@ import rlrate
 from rlrate.agents import Recipe, train
 from rlrate.envs import Workload, make_optimizer, make_workload
 from rlrate.envs.plain import plain_run
-from rlrate.experiments.compare import REPORT_SEED, Comparison, bootstrap, compare
+from rlrate.experiments.compare import REPORT_SEED, Comparison, compare
+from rlrate.experiments.statistics import bootstrap
 
 RECIPE = "demo"
 WORKLOAD = "digits-cnn"
 OPTIMIZERS = ("adam", "rmsprop", "adagrad", "momentum")
-STEPS = 600
+STEPS = 400
 STARTS = 50
 
 Losses = NDArray[np.float64]
@@ -119,6 +120,7 @@ def _compare(controller: rlrate.Controller, out: Path) -> Comparison:
             steps=STEPS,
             controller=controller,
             out=out / "comparison",
+            workers=os.cpu_count() or 1,
             progress=report,
         )
 

@@ -107,7 +107,8 @@ def main(names: Sequence[str], cache: Path = Path("runs/regret.json")) -> None:
 
 
 def _log(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.log(np.clip(np.where(np.isfinite(losses), losses, BROKEN), 1e-12, BROKEN))
+    logs: NDArray[np.float64] = np.log(np.clip(np.where(np.isfinite(losses), losses, BROKEN), 1e-12, BROKEN))
+    return logs
 
 
 def _is_number(text: str) -> bool:

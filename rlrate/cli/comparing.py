@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,13 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json and pictures.")] = Path(
         "runs/comparison"
     ),
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes over which workloads and optimizers are spread; the result does not depend on it.",
+            show_default="cores",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what results.json holds.")] = False,
 ) -> None:
     """Compare a controller, which is given no learning rate, with hand-tuned schedules.
@@ -62,6 +70,7 @@ def compare(
             seeds=seeds,
             tuning_seeds=tuning_seeds,
             out=out,
+            workers=workers or os.cpu_count() or 1,
             progress=progress.step,
         )
     files = sorted(path for path in out.iterdir() if not path.name.startswith("."))

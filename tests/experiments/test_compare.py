@@ -19,8 +19,9 @@ from rlrate.envs.plain import plain_run
 from rlrate.envs.training import Draw
 from rlrate.errors import ConfigError, ControllerError
 from rlrate.experiments import compare, factor_table, schedule_names
-from rlrate.experiments.compare import REPORT_SEED, bootstrap, centre, peak_grid, tune
+from rlrate.experiments.compare import REPORT_SEED, peak_grid, tune
 from rlrate.experiments.runs import run_learned, run_schedules
+from rlrate.experiments.statistics import bootstrap, centre
 
 
 def wine(steps: int = 60, optimizer: str = "adam") -> Draw:
@@ -157,3 +158,10 @@ def test_an_unknown_controller_is_named() -> None:
 def test_all_schedules_are_compared_by_default() -> None:
     result = compare(["quadratic-20"], ["sgd"], steps=10, controller=Controller.constant(), grid=1, seeds=1)
     assert {row.method for row in result.rows} == {*schedule_names(), "learned"}
+
+
+def test_the_number_of_processes_does_not_matter() -> None:
+    arguments = {"steps": 10, "controller": Controller.constant(0.2), "schedules": ["cosine"], "grid": 2, "seeds": 2}
+    alone = compare(["wine-mlp"], ["adam", "sgd"], **arguments)  # type: ignore[arg-type]
+    spread = compare(["wine-mlp"], ["adam", "sgd"], workers=2, **arguments)  # type: ignore[arg-type]
+    assert spread.rows == alone.rows
