@@ -127,6 +127,10 @@ class LearnedLR(LRScheduler):
         interventions = {name: int(count[0]) for name, count in self._control.interventions.items()}
         return self._recorder.report(self.controller.spec.signals, interventions["cut"], interventions["cap"])
 
+    def __repr__(self) -> str:
+        name = type(self.optimizer).__name__
+        return f"LearnedLR({name}, total_steps={self.budget}, updates={self._control.updates + self._count})"
+
     # State --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
