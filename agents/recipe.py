@@ -56,7 +56,7 @@ class Recipe:
     signals: tuple[str, ...] = ()
     policy: dict[str, Any] = field(default_factory=dict)
     algorithm: dict[str, Any] = field(default_factory=dict)
-    relative_reward: bool = True
+    relative_reward: bool = False
     anneal_learning_rate: bool = True
 
     def __post_init__(self) -> None:
