@@ -54,11 +54,12 @@ def _one_column(comparison: Comparison, workload: str, optimizer: str, axes: Any
             loss = np.nanmedian(np.where(np.isfinite(trace.train_loss), trace.train_loss, np.nan), axis=1)
         axes[0].plot(trace.updates, loss, color=colour, linewidth=width, label=label)
         axes[1].plot(trace.updates, np.median(trace.rate, axis=1), color=colour, linewidth=width)
-    learned = methods[LEARNED].train_loss
-    finite = learned[np.isfinite(learned)]
+    # Both heroes must stay in the picture; a rival that diverged need not.
+    shown = np.concatenate([methods[LEARNED].train_loss, methods[best].train_loss])
+    finite = shown[np.isfinite(shown)]
     if len(finite) and finite.min() > 0:
         axes[0].set_yscale("log")
-        axes[0].set_ylim(finite.min() / 3, finite.max() * 2)
+        axes[0].set_ylim(finite.min() / 2, finite.max() * 2)
     axes[1].set_yscale("log")
     axes[0].set_title(f"{optimizer}\nlearned / best tuned: {rows[LEARNED].ratio:.3f}", fontsize=10)
     axes[0].legend(fontsize=7, frameon=False)
