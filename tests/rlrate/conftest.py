@@ -18,6 +18,21 @@ from rlrate.controller import Head
 
 SMALL = Cadence(decisions=8, first=3, ramp=3, probe=2)
 
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sgd": (torch.optim.SGD, {}),
+    "momentum": (torch.optim.SGD, {"momentum": 0.9}),
+    "nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}),
+    "adagrad": (torch.optim.Adagrad, {}),
+    "rmsprop": (torch.optim.RMSprop, {}),
+    "adam": (torch.optim.Adam, {}),
+    "adam-fused": (torch.optim.Adam, {"fused": True}),
+    "adamw": (torch.optim.AdamW, {}),
+    "adamw-foreach": (torch.optim.AdamW, {"foreach": True}),
+    "nadam": (torch.optim.NAdam, {}),
+    "radam": (torch.optim.RAdam, {}),
+    "adamax": (torch.optim.Adamax, {}),
+}
+
 
 def random_controller(
     spec: ControlSpec | None = None, *, seed: int = 0, head: Head = "clip", activation: str = "tanh"
@@ -102,3 +117,10 @@ class Loop:
 @pytest.fixture(scope="session")
 def make_loop() -> type[Loop]:
     return Loop
+
+
+@pytest.fixture(params=OPTIMIZERS)
+def kind(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """An optimizer, as keywords of `make_loop`."""
+    make, kwargs = OPTIMIZERS[request.param]
+    return {"make": make, "kwargs": kwargs}
