@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,25 +32,30 @@ def check_optimizer(optimizer: object) -> None:
         )
 
 
-def check_budget(total_steps: object) -> int:
+def check_budget(total_steps: object, name: str = "total_steps") -> int:
     """The budget as an int; raises SchedulerError unless it is an integer of at least 1."""
     try:
         if isinstance(total_steps, bool | np.bool_):
             raise TypeError
         budget = operator.index(total_steps)  # type: ignore[arg-type]
     except TypeError:
-        raise SchedulerError(
-            f"total_steps must be an integer number of optimizer updates, got {total_steps!r}"
-        ) from None
+        raise SchedulerError(f"{name} must be an integer number of optimizer updates, got {total_steps!r}") from None
     if budget < 1:
-        raise SchedulerError(f"total_steps must be at least 1, got {budget}")
+        raise SchedulerError(f"{name} must be at least 1, got {budget}")
     return budget
 
 
-def check_bounds(min_lr: float, max_lr: float) -> None:
-    """Raises SchedulerError unless 0 < min_lr < max_lr < infinity."""
-    if not 0.0 < min_lr < max_lr < math.inf:
-        raise SchedulerError(f"need 0 < min_lr < max_lr, both finite; got min_lr={min_lr!r} and max_lr={max_lr!r}")
+def check_bounds(min_lr: float, max_lr: float | Sequence[float], groups: int) -> None:
+    """Raises SchedulerError unless 0 < min_lr < max_lr < infinity, for each of the groups."""
+    highest = [max_lr] if isinstance(max_lr, int | float) else list(max_lr)
+    if not isinstance(max_lr, int | float) and len(highest) != groups:
+        raise SchedulerError(
+            f"max_lr has {len(highest)} entries and the optimizer {groups} parameter groups; give one number, or one "
+            "for each group"
+        )
+    for bound in highest:
+        if not 0.0 < min_lr < bound < math.inf:
+            raise SchedulerError(f"need 0 < min_lr < max_lr, both finite; got min_lr={min_lr!r} and max_lr={max_lr!r}")
 
 
 def check_loss(loss: object) -> Tensor | float | None:
@@ -64,8 +69,9 @@ def check_loss(loss: object) -> Tensor | float | None:
                 f"step(loss) needs one number per update, got shape {tuple(loss.shape)}; "
                 "pass the mean, e.g. loss.mean()"
             )
-        if isinstance(loss, Tensor) and not loss.is_complex():
-            return loss.detach()
+        if isinstance(loss, Tensor) and not loss.is_complex() and loss.device.type != "cpu":
+            # A copy: captured graphs write every loss into the same memory.
+            return loss.detach().clone()
         loss = loss.item()
     try:
         if isinstance(loss, str | bytes):
@@ -75,7 +81,7 @@ def check_loss(loss: object) -> Tensor | float | None:
         raise SchedulerError(f"step(loss) needs a scalar tensor or a number, got {type(loss).__name__}") from None
 
 
-def check_state(state: Mapping[str, Any], version: int, identity: str, budget: int) -> None:
+def check_state(state: Mapping[str, Any], version: int, identity: str, budget: int | None) -> None:
     """Raises SchedulerError unless ``state`` is that of a LearnedLR with this controller and budget."""
     if state.get("version") != version or not {"controller", "total_steps", "control", "watch"} <= set(state):
         raise SchedulerError(

@@ -53,37 +53,63 @@ def _then(closure: Callable[[], Any], follow: Callable[[], None]) -> Callable[[]
     return watched
 
 
+def skipped(optimizer: Optimizer, *, wait: bool) -> bool | Tensor:
+    """Whether a fused optimizer leaves the update at hand out, because a GradScaler found infinities.
+
+    Returns:
+        True or False; or, when an accelerator would have to be waited for and ``wait`` is false, a tensor that is
+        0 for False and 1 for True.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    if found is None:
+        return False
+    return bool(found) if wait or at_hand(found) else found
+
+
+def at_hand(tensor: Tensor) -> bool:
+    """Whether a tensor can be looked at without waiting."""
+    return tensor.device.type == "cpu"
+
+
 class UpdateWatch:
     """Statistics of an optimizer's gradients and updates, as one run of an :class:`UpdateSampler`."""
 
     def __init__(self) -> None:
         self._sampler: UpdateSampler | None = None
-        self._measuring = False
+        self.measuring = False
 
     def norms(self, optimizer: Optimizer) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
         """Norm of the gradient and of the weights, both of shape (1,), and the number of weights."""
         parameters, gradients = _tensors(optimizer)
         sampler = self._fitting(parameters)
         gradient, weight = sampler.norms(gradients), sampler.norms(parameters)
+        if (scale := getattr(optimizer, "grad_scale", None)) is not None:
+            gradient = gradient / scale.to(gradient.device)
         size = sum(p.numel() for p in parameters)
         return gradient.cpu().double().numpy(), weight.cpu().double().numpy(), size
 
     def before(self, optimizer: Optimizer) -> bool:
         """Call before an update that is to be measured; returns whether there was any gradient."""
         parameters, gradients = _tensors(optimizer)
-        self._fitting(parameters).before(parameters, gradients)
-        self._measuring = True
+        # Only a GradScaler with a fused optimizer leaves the gradients scaled until the update.
+        self._fitting(parameters).before(parameters, gradients, scale=getattr(optimizer, "grad_scale", None))
+        self.measuring = True
         return any(gradient is not None for gradient in gradients)
 
     def after(self, optimizer: Optimizer) -> None:
         """Call after every update; costs nothing unless :meth:`before` was called."""
-        if self._measuring and self._sampler is not None:
-            self._measuring = False
+        if self.measuring and self._sampler is not None:
+            self.measuring = False
             self._sampler.after(_tensors(optimizer)[0])
 
     def collect(self) -> NDArray[np.float64] | None:
         """The samples since the last call, shape (samples, 7, 1)."""
-        return None if self._sampler is None else self._sampler.collect()
+        if self._sampler is None:
+            return None
+        samples = self._sampler.collect()
+        # An update that was left out has a gradient that is not finite, and yet did nothing.
+        kept: NDArray[np.float64] = samples[(np.isfinite(samples[:, 0]) | (samples[:, 3] != 0.0))[:, 0]]
+        return kept
 
     def state_dict(self) -> dict[str, Any]:
         """Samples that were not collected yet, as tensors."""
@@ -91,7 +117,7 @@ class UpdateWatch:
 
     def load_state_dict(self, state: Mapping[str, Any], optimizer: Optimizer) -> None:
         """Continues from what :meth:`state_dict` returned."""
-        self._measuring = False
+        self.measuring = False
         self._sampler = None
         if state.get("sampler") is not None:
             self._fitting(_tensors(optimizer)[0]).load_state_dict(state["sampler"])

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlrate.control import single
 from rlrate.control.action import SpikeGuard
+from rlrate.control.horizon import Horizon
 from rlrate.control.signals import Interval, Signals
 from rlrate.control.spec import ControlSpec
 from rlrate.control.state import dump, restore
@@ -42,7 +44,7 @@ class RateControl:
     Args:
         spec: Signals, cadence and action.
         runs: N.
-        total_steps: Budget in updates.
+        total_steps: Budget in updates, or None when it is not known.
         given: Rates the runs were given, shape (N,); only the start "given" and a failed probe use them.
         start: Relative update size after the probe, shape (N,), instead of ``spec.action.start``.
         min_rate: Lowest rate. The final anneal goes below it.
@@ -54,7 +56,7 @@ class RateControl:
         self,
         spec: ControlSpec,
         runs: int,
-        total_steps: int,
+        total_steps: int | None,
         *,
         given: Array,
         start: Array | None = None,
@@ -65,9 +67,8 @@ class RateControl:
         self.spec = spec
         self.blind = np.zeros(runs, dtype=bool) if blind is None else blind
         self.runs = runs
-        self.total_steps = total_steps
         self.min_rate, self.max_rate = min_rate, max_rate
-        self.boundaries = spec.cadence.boundaries(total_steps)
+        self.horizon = Horizon(spec.cadence, spec.action, total_steps)
         self.signals = Signals(spec.signals, runs)
         self.guard = SpikeGuard(runs)
         self.start = start if start is not None or spec.action.start is None else np.full(runs, spec.action.start)
@@ -101,8 +102,7 @@ class RateControl:
         """Learning rate of the update after ``position`` updates, if nothing is decided in between, shape (N,)."""
         if self._probing:
             return self._level.copy()
-        last = self.total_steps - 1  # past the budget the final rate stays
-        return self._level * self.spec.action.envelope(min(position, last) / self.total_steps)
+        return self._level * self.horizon.envelope(position)
 
     @property
     def log_rate(self) -> Array:
@@ -117,6 +117,11 @@ class RateControl:
         self._level = np.minimum(np.maximum(level, self.min_rate), self.max_rate)
 
     @property
+    def total_steps(self) -> int | None:
+        """Budget in updates, or None when it is not known."""
+        return self.horizon.total
+
+    @property
     def probing(self) -> bool:
         """Whether the next update is one of the first, made at a negligible rate."""
         return self._probing
@@ -129,20 +134,19 @@ class RateControl:
     def samples_at(self, position: int) -> bool:
         """Whether to sample the gradient of the update after ``position`` updates, as seen from now."""
         if self._probing:
-            return position < min(self.spec.cadence.probe, self.total_steps)
-        if self._next >= len(self.boundaries):
-            return False
-        return 0 < int(self.boundaries[self._next]) - position <= WINDOW
+            return position < self._probe_end
+        end = self.horizon.end(self._next)
+        return end is not None and 0 < end - position <= WINDOW
 
     @property
     def done(self) -> bool:
         """Whether the budget is spent."""
-        return self.updates >= self.total_steps
+        return self.horizon.done(self.updates)
 
     @property
     def decision_due(self) -> bool:
         """Whether a policy is to decide now."""
-        return not self.done and self.updates >= self.boundaries[self._next]
+        return not self.done and self._at_end(self.updates)
 
     # Measurements -------------------------------------------------------------------------------------
 
@@ -179,27 +183,34 @@ class RateControl:
         if losses is not None:
             rows = np.asarray(losses, np.float64).reshape(-1, self.runs)
             self._losses.extend(np.where(self.blind, np.nan, rows))
-        rates = self.rates_at(self.updates + count - 1)
         self.updates += count
         self._length += count
         if samples is not None and len(samples):
-            self._measure(samples, rates)
-        if self._probing and self.updates >= min(self.spec.cadence.probe, self.total_steps):
+            self._measure(samples, self.rates_at(self.updates - 1))
+        if self._probing and self.updates >= self._probe_end:
             self._finish_probe()
-        at_boundary = self._next < len(self.boundaries) and self.updates >= self.boundaries[self._next]
-        if len(self._losses) >= self.spec.action.check or (at_boundary and self._losses):
+        if len(self._losses) >= self.spec.action.check or (self._losses and self._at_end(self.updates)):
             self._close_block()
 
     def wants_samples(self, count: int = 1) -> bool:
         """Whether :meth:`advance` by ``count`` updates ends the probe or an interval."""
         after = self.updates + count
-        if self._probing and after >= min(self.spec.cadence.probe, self.total_steps):
-            return True
-        return self._next < len(self.boundaries) and after >= int(self.boundaries[self._next])
+        return (self._probing and after >= self._probe_end) or self._at_end(after)
 
     def closes(self, losses: int, count: int) -> bool:
         """Whether :meth:`advance` by ``count`` updates, of which ``losses`` are known, may change the rates."""
         return len(self._losses) + losses >= self.spec.action.check or self.wants_samples(count)
+
+    @property
+    def next_event(self) -> int | None:
+        """Updates made at the end of the probe or else of the interval; None when the run is over."""
+        end = self.horizon.end(self._next)
+        return min(self._probe_end, end or self._probe_end) if self._probing else end
+
+    @property
+    def room(self) -> int:
+        """Losses until a block of them is full."""
+        return self.spec.action.check - len(self._losses)
 
     # Decisions ----------------------------------------------------------------------------------------
 
@@ -207,7 +218,7 @@ class RateControl:
         """The observation at the end of the interval, shape (N, size of the signals); call once a decision."""
         mean, noise, slope = self._trend.summary()
         interval = Interval(
-            progress=self.updates / self.total_steps,
+            progress=self.horizon.progress(self.updates),
             decisions=self.decisions,
             updates=self._length,
             loss=mean,
@@ -222,7 +233,7 @@ class RateControl:
             capped=self._capped,
         )
         self._reset_interval()
-        while self._next < len(self.boundaries) and self.updates >= self.boundaries[self._next]:
+        while self._at_end(self.updates):
             self._next += 1
         return self.signals.observe(interval)
 
@@ -243,6 +254,10 @@ class RateControl:
         self._action = action
         self.decisions += 1
 
+    def anneal(self, steps: int) -> None:
+        """Brings the rates down to zero over the next ``steps`` updates, at least 1, instead of what was planned."""
+        self.horizon.anneal(self.updates, steps, self._next)
+
     # State --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,6 +267,7 @@ class RateControl:
             "signals": self.signals.state_dict(),
             "guard": self.guard.state_dict(),
             "trend": self._trend.state_dict(),
+            "horizon": self.horizon.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -264,8 +280,19 @@ class RateControl:
         self.signals.load_state_dict(state.get("signals"))
         self.guard.load_state_dict(state.get("guard"))
         self._trend.load_state_dict(state.get("trend"))
+        self.horizon.load_state_dict(state.get("horizon"))
 
     # Inner --------------------------------------------------------------------------------------------
+
+    @property
+    def _probe_end(self) -> int:
+        probe, total = self.spec.cadence.probe, self.horizon.total
+        return probe if total is None else min(probe, total)
+
+    def _at_end(self, updates: int) -> bool:
+        """Whether an interval is over after ``updates`` updates."""
+        end = self.horizon.end(self._next)
+        return end is not None and updates >= end
 
     def _bounded(self, log_rate: Array) -> Array:
         return np.clip(log_rate, math.log(self.min_rate), math.log(self.max_rate))
@@ -301,6 +328,9 @@ class RateControl:
         self.give(np.exp(self._bounded(np.where(np.isfinite(log_rate), log_rate, self.log_rate))))
 
     def _close_block(self) -> None:
+        if self.runs == 1:
+            self._close_single()
+            return
         block = np.stack(self._losses)
         self._losses = []
         spiked, broken = self.guard.spikes(block)
@@ -314,3 +344,16 @@ class RateControl:
             self.log_rate = self._bounded(self.log_rate + factor * math.log(cut))
             self._cuts += factor > 0
             self.interventions["cut"] += factor > 0
+
+    def _close_single(self) -> None:
+        """The same for one run."""
+        block = [float(row[0]) for row in self._losses]
+        self._losses = []
+        spiked, broken = single.spikes(self.guard, block)
+        single.extend(self._trend, block, self._length - len(block))
+        cut = self.spec.action.cut
+        if cut is None or self._probing or not (spiked or (broken and not self.blind[0])):
+            return
+        self.log_rate = self._bounded(self.log_rate + (2.0 if broken else 1.0) * math.log(cut))
+        self._cuts += 1.0
+        self.interventions["cut"] += 1

@@ -92,10 +92,12 @@ class UpdateSampler:
         norms: Tensor = torch.linalg.vector_norm(self.gather(tensors), dim=1)
         return norms
 
-    def before(self, parameters: Sequence[Tensor], gradients: Sequence[Optional]) -> None:
-        """Call with the gradients in place, just before the optimizer's update."""
+    def before(self, parameters: Sequence[Tensor], gradients: Sequence[Optional], *, scale: Optional = None) -> None:
+        """Call with the gradients in place, just before the optimizer's update; they are divided by ``scale``."""
         self._before = self.gather(parameters)
         self._gradient = self.gather(gradients)
+        if scale is not None:
+            self._gradient = self._gradient / scale.to(self._gradient.device)
 
     def after(self, parameters: Sequence[Tensor]) -> None:
         """Call just after the update: adds one sample (nothing when ``before`` was not called)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,11 @@ class LossTrend:
             centre = values.sum(axis=0) / np.maximum(count, 1)
             squares = (np.where(finite, block - centre, 0.0) ** 2).sum(axis=0)
             self._noise += np.stack([np.maximum(count - 1.0, 0.0), squares])
+
+    def accumulate(self, sums: Sequence[float], noise: Sequence[float]) -> None:
+        """Adds sums that were taken elsewhere, for one run: six, and two of the noise."""
+        self._sums[:, 0] += sums
+        self._noise[:, 0] += noise
 
     def summary(self) -> tuple[Array, Array, Array]:
         """Mean loss, noise within blocks and t statistic of the trend, each (N,) and NaN where there is none."""

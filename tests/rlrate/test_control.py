@@ -35,7 +35,7 @@ class Feed:
         seen: list[Array] = []
         if control.updates == 0 and control.probing:
             control.set_probe(np.full(self.runs, 2.0), np.full(self.runs, 3.0), 100)
-        for _ in range(updates or control.total_steps):
+        for _ in range(updates or control.total_steps or 0):
             draws = np.stack([rng.random(40) for rng in self.rngs], axis=1)
             losses = self.unit * (draws[0] * 0.1 + np.exp(-control.updates / 40))
             losses = np.where(draws[1] < 0.02, np.nan, np.where(draws[1] > 0.98, 100 * losses, losses))
