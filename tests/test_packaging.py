@@ -171,8 +171,5 @@ def test_no_tracked_file_names_a_path_of_one_machine() -> None:
 def test_no_module_is_too_long() -> None:
     modules = [path for _, path in _package_files() if path.suffix == ".py"]
     modules += (ROOT / "tests").rglob("*.py")
-    lengths = {
-        path.relative_to(ROOT).as_posix(): len(path.read_text("utf-8").splitlines())
-        for path in modules
-    }
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text("utf-8").splitlines()) for path in modules}
     assert not {name: n for name, n in lengths.items() if n >= MODULE_LINES}, "split at a seam"

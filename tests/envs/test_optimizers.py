@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from rlrate.errors import ConfigError
 def test_default_settings_are_those_of_torch(name: str) -> None:
     built = make_optimizer(name).build([torch.zeros(2)], 0.5)
     given = {"momentum": {"momentum": 0.9}, "nesterov": {"momentum": 0.9, "nesterov": True}}
-    expected = type(built)([torch.zeros(2)], lr=0.5, **given.get(name, {}))
+    make: Any = type(built)
+    expected = make([torch.zeros(2)], lr=0.5, **given.get(name, {}))
     assert built.defaults == expected.defaults
 
 

@@ -1,10 +1,8 @@
-"""A population equals separate plain loops; nothing about a run depends on its neighbours."""
+"""A population equals separate plain loops."""
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,176 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlrate.envs import population as population_module
 from rlrate.envs.optimizers import OPTIMIZERS, OptimizerSpec, make_optimizer
 from rlrate.envs.plain import PlainRun, plain_run
 from rlrate.envs.population import Population
-from rlrate.envs.streams import Batches
 from rlrate.envs.workload import Workload
 from rlrate.errors import ConfigError, WorkloadError
 
-CLASSES = 4
-
-
-class Recurrent(nn.Module):
-    """The last output of a recurrent layer, then a linear layer."""
-
-    def __init__(self, kind: type[nn.RNNBase], **settings: Any) -> None:
-        super().__init__()
-        self.core = kind(5, 6, **{"batch_first": True, **settings})
-        self.head = nn.Linear(6 * (2 if self.core.bidirectional else 1), CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.core.batch_first:
-            return self.head(self.core(x.transpose(0, 1))[0][-1])
-        return self.head(self.core(x)[0][:, -1])
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.project, self.head = nn.Linear(5, 24, bias=False), nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.project(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.head(F.layer_norm(y.transpose(1, 2).flatten(2), (8,)).mean(1))
-
-
-class Odd(nn.Module):
-    """A tied weight, a frozen weight, an unused one, and buffers that are replaced."""
-
-    steps: Tensor
-    mean: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 5)
-        self.second.weight = self.first.weight
-        self.frozen = nn.Parameter(torch.randn(5, CLASSES), requires_grad=False)
-        self.unused = nn.Parameter(torch.randn(3))
-        self.register_buffer("steps", torch.zeros(()))
-        self.register_buffer("mean", torch.zeros(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.second(torch.tanh(self.first(x[:, 0])))
-        if self.training:
-            self.steps = self.steps + 1
-            self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(0)
-        return (h - self.mean) @ self.frozen
-
-
-class DataDependent(nn.Module):
-    """Control flow that reads its data, which vmap cannot follow, and a running mean."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.layer = nn.BatchNorm1d(5), nn.Linear(5, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.layer(self.norm(x[:, 0]))
-        return y if y[0, 0].item() > 0 else 2 * y
-
-
-class Noisy(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(5, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x[:, 0] + 0.1 * torch.randn_like(x[:, 0]))
-
-
-class SecretlyNoisy(Noisy):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x[:, 0] + 0.1 * torch.empty(5, dtype=x.dtype).normal_())
-
-
-PICTURES, SEQUENCES = (1, 8, 8), (6, 5)
-
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "mlp": (
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 4)),
-        PICTURES,
-    ),
-    "cnn": (
-        lambda: nn.Sequential(
-            nn.Conv2d(1, 3, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(3, 4, 3),
-            nn.ReLU(),
-            nn.AvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(4, 4),
-        ),
-        PICTURES,
-    ),
-    "cnn-batchnorm": (
-        lambda: nn.Sequential(
-            nn.Conv2d(1, 3, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(3),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(48, 4),
-        ),
-        PICTURES,
-    ),
-    "gru": (lambda: Recurrent(nn.GRU), SEQUENCES),
-    "lstm": (lambda: Recurrent(nn.LSTM), SEQUENCES),
-    "layers-of-lstm": (lambda: Recurrent(nn.LSTM, num_layers=2, dropout=0.3), SEQUENCES),
-    "gru-both-ways": (
-        lambda: Recurrent(nn.GRU, bidirectional=True, bias=False, batch_first=False),
-        SEQUENCES,
-    ),
-    "rnn": (lambda: Recurrent(nn.RNN, nonlinearity="relu"), SEQUENCES),
-    "attention": (Attention, SEQUENCES),
-    "dropout": (
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(30, 9), nn.Dropout(0.3), nn.Linear(9, 4)),
-        SEQUENCES,
-    ),
-    "conv1d": (
-        lambda: nn.Sequential(nn.Conv1d(6, 3, 3, padding=2, dilation=2), nn.GELU(), nn.Flatten(), nn.Linear(15, 4)),
-        SEQUENCES,
-    ),
-    "groups": (
-        lambda: nn.Sequential(
-            nn.Conv1d(6, 4, 3, groups=2, padding="same"),
-            nn.MaxPool1d(2),
-            nn.Flatten(),
-            nn.Linear(8, 4),
-        ),
-        SEQUENCES,
-    ),
-    "odd": (Odd, SEQUENCES),
-    "noise": (Noisy, SEQUENCES),
-}
-
-
-def make_workload(make: Callable[[], nn.Module], shape: tuple[int, ...], **more: Any) -> Workload:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(170, *shape, generator=generator)
-    inputs[:, ..., 0] = 0.0  # equal neighbours, where pooling must break ties as torch does
-    targets = torch.randint(CLASSES, (170,), generator=generator)
-    settings = {"loss": F.cross_entropy, "batch_size": 16, "accuracy": True, **more}
-    return Workload(
-        "a workload", "test", make, (inputs[:70], targets[:70]), (inputs[70:], targets[70:]),
-        **settings,
-    )  # fmt: skip
-
-
-def workload_of(name: str) -> Workload:
-    return make_workload(*MODELS[name])
-
-
-def rates_of(optimizer: str, size: int) -> Tensor:
-    top = -1.5 if optimizer in ("sgd", "momentum", "nesterov", "adagrad") else -2.5
-    return torch.logspace(top - 2, top, size, dtype=torch.float64)
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    scale = b.abs().max().item()
-    return (a - b).abs().max().item() / scale if scale > 0 else a.abs().max().item()
+from networks import (
+    CLASSES,
+    MODELS,
+    PICTURES,
+    SEQUENCES,
+    DataDependent,
+    Noisy,
+    SecretlyNoisy,
+    make_workload,
+    rates_of,
+    relative,
+    workload_of,
+)
 
 
 def check_truth(workload: Workload, spec: OptimizerSpec, size: int, steps: int) -> list[PlainRun]:
@@ -319,94 +166,6 @@ def test_a_loss_at_every_position() -> None:
     assert population.heldout()[1].isnan().all()
 
 
-def train(population: Population, steps: int) -> list[Tensor]:
-    history = []
-    for _ in range(steps):
-        history.append(population.backward())
-        population.update(rates_of("adam", population.size))
-    return history
-
-
-@pytest.fixture
-def chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Small chunks, so that a population of a few networks has several."""
-    monkeypatch.setattr(population_module, "CHUNK_NUMBERS", 5000)
-    yield
-
-
-@pytest.mark.usefixtures("chunks")
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("model", ["mlp", "layers-of-lstm"])
-def test_state_round_trip_is_bit_equal(model: str, optimizer: str) -> None:
-    workload = workload_of(model)
-    spec = make_optimizer(optimizer, np.random.default_rng(2))
-    first = Population(workload, spec, range(5))
-    train(first, 7)
-    state = copy.deepcopy(first.state_dict())
-    expected = train(first, 7)
-    second = Population(workload, spec, range(5))
-    second.load_state_dict(state)
-    for a, b in zip(train(second, 7), expected, strict=True):
-        assert torch.equal(a, b)
-    for a, b in zip(first.parameters, second.parameters, strict=True):
-        assert torch.equal(a, b)
-    # The same state again: loading has not tied it to the population.
-    first.load_state_dict(state)
-    for a, b in zip(train(first, 7), expected, strict=True):
-        assert torch.equal(a, b)
-
-
-def test_state_of_another_population() -> None:
-    spec = make_optimizer("sgd")
-    state = Population(workload_of("mlp"), spec, range(2)).state_dict()
-    with pytest.raises(ConfigError, match="built alike"):
-        Population(workload_of("mlp"), spec, range(3)).load_state_dict(state)
-
-
-@pytest.mark.parametrize("model", ["cnn-batchnorm", "dropout", "noise", "odd"])
-def test_heldout_changes_nothing(model: str) -> None:
-    populations = [Population(workload_of(model), make_optimizer("adam"), range(4)) for _ in range(2)]
-    for _ in range(4):
-        before = torch.get_rng_state()
-        first, second = populations[0].heldout(), populations[0].heldout()
-        assert torch.equal(first[0], second[0])
-        losses = [train(population, 2) for population in populations]
-        assert torch.equal(torch.get_rng_state(), before)
-        assert torch.equal(torch.stack(losses[0]), torch.stack(losses[1]))
-        for name, buffer in populations[0].buffers.items():
-            assert torch.equal(buffer, populations[1].buffers[name])
-
-
-@pytest.mark.parametrize("model", ["mlp", "cnn-batchnorm", "dropout", "gru"])
-def test_a_run_does_not_depend_on_its_neighbours(model: str) -> None:
-    def runs(seeds: list[int]) -> Tensor:
-        workload, spec = workload_of(model), make_optimizer("adam")
-        population = Population(workload, spec, seeds, dtype=torch.float64)
-        history = []
-        for _ in range(8):
-            history.append(population.backward())
-            population.update(torch.full((len(seeds),), 1e-3))
-        return torch.stack(history, 1)
-
-    many = runs([3, 1, 4, 15, 9, 2])
-    torch.testing.assert_close(runs([15])[0], many[3], rtol=1e-12, atol=0)
-    torch.testing.assert_close(runs([9, 15])[1], many[3], rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("model", ["mlp", "cnn-batchnorm", "layers-of-lstm"])
-def test_chunks_change_nothing(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def history() -> Tensor:
-        population = Population(workload_of(model), make_optimizer("adam"), range(12), dtype=torch.float64)
-        history = [*train(population, 10), population.heldout()[0]]
-        return torch.stack([*history, torch.full((12,), len(population._chunks))])
-
-    whole = history()
-    monkeypatch.setattr(population_module, "CHUNK_NUMBERS", 5000)
-    cut = history()
-    assert whole[-1, 0] == 1 and cut[-1, 0] > 2
-    torch.testing.assert_close(cut[:-1], whole[:-1], rtol=1e-10, atol=0)
-
-
 def test_gradients_and_parameters_can_be_read_between_backward_and_update() -> None:
     workload, spec = workload_of("cnn"), make_optimizer("sgd")
     population = Population(workload, spec, [5, 6], dtype=torch.float64)
@@ -422,29 +181,6 @@ def test_gradients_and_parameters_can_be_read_between_backward_and_update() -> N
     for stack, old, grad in zip(population.parameters, before, population.gradients, strict=True):
         assert torch.equal(stack[0], old[0])
         torch.testing.assert_close(stack[1], old[1] - 0.5 * grad[1])
-
-
-def test_a_diverged_network_does_not_harm_the_others() -> None:
-    spec = make_optimizer("momentum")
-    population = Population(workload_of("cnn-batchnorm"), spec, range(3), dtype=torch.float64)
-    alone = Population(workload_of("cnn-batchnorm"), spec, [2], dtype=torch.float64)
-    for _ in range(30):
-        losses, expected = population.backward(), alone.backward()
-        population.update(torch.tensor([1e200, 1e-3, 1e-2], dtype=torch.float64))
-        alone.update(torch.tensor([1e-2], dtype=torch.float64))
-    assert not losses[0].isfinite()
-    torch.testing.assert_close(losses[2:], expected, rtol=1e-12, atol=0)
-
-
-def test_batches_are_shuffled_epochs_carried_over() -> None:
-    batches = Batches([1, 2], examples=10, batch_size=4)
-    order = torch.cat([batches.next() for _ in range(25)], dim=1)
-    for run in order:
-        for epoch in run.split(10):
-            assert sorted(epoch.tolist()) == list(range(10))
-    assert not torch.equal(order[0, :10], order[0, 10:20])
-    again = Batches([2], examples=10, batch_size=4)
-    assert torch.equal(torch.cat([again.next() for _ in range(25)], dim=1)[0], order[1])
 
 
 def test_networks_of_different_shapes() -> None:
