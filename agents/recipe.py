@@ -70,6 +70,11 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, got {value!r}")
+        if self.relative_reward and self.runs <= self.draws:
+            raise ConfigError(
+                f"relative_reward pays a run by how it does among the runs of its draw, but {self.runs} runs in "
+                f"{self.draws} draws have no company; raise runs, lower draws, or set relative_reward = false"
+            )
 
     @classmethod
     def load(cls, source: str | Path) -> Recipe:

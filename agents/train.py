@@ -80,8 +80,6 @@ def train(
         _refuse_off_policy(recipe)
     elif out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another folder, or continue the training there with --resume")
-    else:
-        write_atomically(out / "config.json", _config(recipe))
     # A training that was stopped in its first rollout has no checkpoint yet, and begins again.
     state = read_checkpoint(out) if resume and has_checkpoint(out) else None
     env = PopulationVecEnv(recipe.make_env(workers), recipe.seed, relative=recipe.relative_reward)
@@ -89,16 +87,23 @@ def train(
     # The networks are small: threads that wait for each other cost more than they give, above all on a busy machine.
     torch.set_num_threads(1)
     try:
-        return _learn(recipe, out, env, state, progress)
+        model = make_model(recipe, env)
+        if not resume:  # only now, so that a recipe that is refused leaves the folder free
+            write_atomically(out / "config.json", _config(recipe))
+        return _learn(recipe, out, model, env, state, progress)
     finally:
         torch.set_num_threads(threads)
         env.close()
 
 
 def _learn(
-    recipe: Recipe, out: Path, env: PopulationVecEnv, state: dict[str, Any] | None, progress: Progress | None
+    recipe: Recipe,
+    out: Path,
+    model: BaseAlgorithm,
+    env: PopulationVecEnv,
+    state: dict[str, Any] | None,
+    progress: Progress | None,
 ) -> Path:
-    model = make_model(recipe, env)
     model.set_logger(_logger(out))
     callback = _Recorder(recipe, out, progress)
     if state is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rlrate.control import LIMIT, Action, ControlSpec
 from rlrate.envs.training import TrainingConfig, TrainingRuns
-from rlrate.envs.workers import DrawState, Host, facts, make_hosts
+from rlrate.envs.workers import DrawState, Host, check_portable, facts, make_hosts
 from rlrate.errors import ConfigError
 
 Array = NDArray[np.float64]
@@ -187,6 +187,8 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         self.num_envs = num_envs
         self.draws = draws
         self.workers = min(workers, draws)
+        if self.workers > 1:
+            check_portable(self.config)
         self.single_observation_space = observation_space(self.config.spec)
         self.single_action_space = action_space(self.config.spec.action)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -211,6 +213,7 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
 
         Raises:
             ConfigError: for a list of seeds: one seed determines the shared draws.
+            RlrateError: when a worker process died.
         """
         if isinstance(seed, list):
             raise ConfigError("the runs share their draws: pass one integer seed, not a list")
@@ -262,7 +265,14 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         return self._ask("begin", {index: (*episode, index) for index in indices})
 
     def _ask(self, method: str, arguments: Mapping[int, Any]) -> dict[int, DrawState]:
-        """Calls every host with its share of the draws, all at once."""
+        """Calls every host with its share of the draws, all at once; after a failure the runs must begin anew."""
+        try:
+            return self._answers(method, arguments)
+        except BaseException:
+            self.close_extras()  # what other hosts still have to say belongs to no later question
+            raise
+
+    def _answers(self, method: str, arguments: Mapping[int, Any]) -> dict[int, DrawState]:
         asked = []
         for number, host in enumerate(self._hosts):
             share = {index: value for index, value in arguments.items() if index % len(self._hosts) == number}

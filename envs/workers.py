@@ -124,13 +124,6 @@ class ProcessHost:
     """Draws in a process of their own, which computes on one thread."""
 
     def __init__(self, config: TrainingConfig, runs: int) -> None:
-        try:
-            pickle.dumps(config)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ConfigError(
-                f"the workload cannot be sent to other processes ({error}); name it "
-                "'path/to/file.py:function', or use workers=1"
-            ) from None
         context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads may hang
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, config, runs), daemon=True)
@@ -138,36 +131,59 @@ class ProcessHost:
         theirs.close()
 
     def ask(self, method: str, argument: Mapping[int, Any]) -> None:
-        """Sends the call."""
-        self._pipe.send((method, dict(argument)))
+        """Sends the call; :meth:`answer` tells if nobody was there."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._pipe.send((method, dict(argument)))
 
     def answer(self) -> dict[int, DrawState]:
         """Waits for the result.
 
         Raises:
-            RlrateError: what the call raised, or when the process died.
+            RlrateError: what the call raised, or when the process ended.
         """
         try:
             result = self._pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join(1)
-            raise RlrateError(
-                f"a worker process died (exit code {self._process.exitcode}); out of memory? Use fewer runs or workers"
-            ) from None
+        except (EOFError, OSError):
+            self._process.join(5)
+            raise RlrateError(self._death()) from None
         if isinstance(result, BaseException):
             raise result
         states: dict[int, DrawState] = result
         return states
 
+    def _death(self) -> str:
+        code = self._process.exitcode
+        if code is not None and code > 0:  # an exception, which Python has printed
+            return (
+                f"a worker process failed to start (exit code {code}); a script that uses several workers must do so "
+                'under `if __name__ == "__main__":`, or use workers=1'
+            )
+        return f"a worker process died (exit code {code}); out of memory? Use fewer runs or workers"
+
     def close(self) -> None:
         """Ends the process."""
-        with contextlib.suppress(BrokenPipeError, OSError):
+        with contextlib.suppress(OSError):
             self._pipe.send(None)
         self._pipe.close()
         self._process.join(5)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+def check_portable(config: TrainingConfig) -> None:
+    """Checks that worker processes can be told what to train.
+
+    Raises:
+        ConfigError: when a workload cannot be pickled.
+    """
+    try:
+        pickle.dumps(config)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"the workload cannot be sent to other processes ({error}); name it "
+            "'path/to/file.py:function', or use workers=1"
+        ) from None
 
 
 def make_hosts(config: TrainingConfig, runs: int, workers: int) -> Sequence[Host]:

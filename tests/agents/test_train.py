@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from rlrate import Controller
 from rlrate.agents import Recipe, export, train
+from rlrate.envs import make_workload
 from rlrate.errors import ConfigError
 
 
@@ -54,6 +56,17 @@ def test_the_same_seed_gives_the_same_file_and_another_does_not(
     assert again.read_bytes() == (trained / "controller.safetensors").read_bytes()
     other = train(Recipe.from_dict({**tiny, "seed": 4}), tmp_path / "other")
     assert Controller.load(other).identity != Controller.load(again).identity
+
+
+def test_the_number_of_processes_does_not_matter(trained: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
+    spread = train(Recipe.from_dict(tiny), tmp_path / "spread", workers=2)
+    assert spread.read_bytes() == (trained / "controller.safetensors").read_bytes()
+    assert not multiprocessing.active_children()
+    own = make_workload("wine-mlp", 0)
+    recipe = replace(Recipe.from_dict(tiny), environment={"workload": lambda: own, "steps": 60})
+    with pytest.raises(ConfigError, match=r"cannot be sent to other processes .* or use workers=1"):
+        train(recipe, tmp_path / "own", workers=2)
+    assert not (tmp_path / "own").exists()
 
 
 @pytest.mark.parametrize("rollouts", [1, 2, 3])
@@ -157,6 +170,10 @@ def test_bad_recipes_and_folders(tiny: dict[str, Any], trained: Path, tmp_path: 
         train("demo", tmp_path / "none", resume=True)
     with pytest.raises(ConfigError, match="refuses it"):
         train(replace(Recipe.from_dict(tiny), algorithm={"clip": 1}), tmp_path / "bad")
+    assert not list(tmp_path.iterdir())  # the same folder can be given again
+    with pytest.raises(ConfigError, match=r"2 runs in 2 draws have no company; raise runs, lower draws, or set"):
+        Recipe.from_dict({**tiny, "runs": 2, "relative_reward": True})
+    assert Recipe.from_dict({**tiny, "runs": 4, "relative_reward": True}).relative_reward
     broken = tmp_path / "broken.toml"
     broken.write_text("iterations = \n")
     with pytest.raises(ConfigError, match="not valid TOML"):

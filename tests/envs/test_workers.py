@@ -1,0 +1,110 @@
+"""Draws that are trained in other processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlrate.envs import TrainingConfig, TrainingVectorEnv, env, make_workload
+from rlrate.envs.workers import Draws, LocalHost, ProcessHost
+from rlrate.errors import ConfigError, RlrateError, WorkloadError
+
+CONFIG = TrainingConfig(workload="wine-mlp", optimizer="adam", steps=20)
+
+
+@pytest.fixture
+def host() -> Iterator[ProcessHost]:
+    host = ProcessHost(CONFIG, 2)
+    yield host
+    host.close()
+    assert not multiprocessing.active_children()
+
+
+def kill(host: ProcessHost) -> None:
+    pid = host._process.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_process_answers_as_this_one_does_until_it_dies(host: ProcessHost) -> None:
+    here = Draws(CONFIG, 2)
+    for method, argument in (("begin", {3: (1, 0, 3)}), ("step", {3: np.array([0.5, -0.5])})):
+        host.ask(method, argument)
+        theirs, ours = host.answer()[3], getattr(here, method)(argument)[3]
+        np.testing.assert_array_equal(theirs.observation, ours.observation)
+        np.testing.assert_array_equal(theirs.reward, ours.reward)
+        assert (theirs.family, theirs.done, list(theirs.facts)) == (ours.family, ours.done, list(ours.facts))
+    host.ask("step", {4: np.zeros(2)})
+    with pytest.raises(RlrateError, match=r"(?s)a worker process failed:.*KeyError: 4"):
+        host.answer()
+    host.ask("begin", {0: (1, 0, 0)})
+    kill(host)
+    with pytest.raises(RlrateError, match=r"a worker process died .*Use fewer runs or workers"):
+        for _ in range(2):  # the answer may have been sent before the end
+            host.answer()
+    host.ask("begin", {0: (1, 0, 0)})
+    with pytest.raises(RlrateError, match=r"a worker process died \(exit code -9\)"):
+        host.answer()
+
+
+def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from rlrate.envs import TrainingConfig\n"
+        "from rlrate.envs.workers import ProcessHost\n"
+        "host = ProcessHost(TrainingConfig(workload='wine-mlp'), 2)\n"
+        "host.ask('begin', {0: (1, 0, 0)})\n"
+        "host.answer()\n"
+    )
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    last = ran.stderr.strip().splitlines()[-1]
+    assert "failed to start (exit code 1); a script that uses several workers must do so under `if __name__ ==" in last
+
+
+def test_a_workload_that_cannot_be_sent_is_refused_at_once() -> None:
+    workload = make_workload("wine-mlp", 0)
+    with pytest.raises(ConfigError, match=r"cannot be sent to other processes .* or use workers=1"):
+        TrainingVectorEnv(4, draws=2, workers=2, workload=lambda: workload)
+    TrainingVectorEnv(4, draws=2, workers=1, workload=lambda: workload)
+    TrainingVectorEnv(4, draws=1, workers=2, workload=lambda: workload)  # one draw needs no other process
+    with pytest.raises(ConfigError, match="workers must be at least 1, got 0"):
+        TrainingVectorEnv(4, workers=0)
+
+
+def test_after_a_failure_the_runs_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    class Failing(LocalHost):
+        closed = False
+
+        def answer(self) -> Any:
+            if self is made[0]:
+                raise WorkloadError("out of data")
+            return super().answer()
+
+        def close(self) -> None:
+            self.closed = True
+
+    def make_hosts(config: TrainingConfig, runs: int, workers: int) -> list[Failing]:
+        made.extend(Failing(config, runs) for _ in range(workers))
+        return made[-workers:]
+
+    monkeypatch.setattr(env, "make_hosts", make_hosts)
+    batch = TrainingVectorEnv(4, draws=2, workers=2, workload="wine-mlp", optimizer="adam", steps=20)
+    with pytest.raises(WorkloadError, match="out of data"):
+        batch.reset(seed=0)
+    assert all(host.closed for host in made)
+    with pytest.raises(ConfigError, match=r"call reset\(\)"):
+        batch.step(np.zeros((4, 1), np.float32))
+    batch.reset(seed=0)
+    batch.step(np.zeros((4, 1), np.float32))
+    assert len(made) == 4
