@@ -239,6 +239,8 @@ def _run_cells(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         futures = [pool.submit(_compare_cell, key, settings, controller, None) for key in cells]
+        meter.label = "starting"
+        meter.tick(0)
         for number, _ in enumerate(as_completed(futures), start=1):
             meter.label = f"{number} of {len(cells)} combinations of workload and optimizer"
             meter.tick(meter.total * number // len(cells) - meter.done)

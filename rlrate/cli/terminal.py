@@ -109,7 +109,9 @@ class Steps:
 
     def step(self, done: int, total: int, text: str) -> None:
         """A step that may be one of many."""
-        left = clock(self.remaining(done, total))
+        # How many steps the first report stands for is not known here.
+        left = "?" if self._first is None else clock(self.remaining(done, total))
+        self._first = self._first or (done, time.monotonic())
         self._bar.update(self._task, completed=done, total=total, note=f"{left} left  {text}")
         now = time.monotonic()
         if not self.console.is_terminal and (done == total or now - self._printed >= QUIET):
