@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlrate.control import RateControl
 from rlrate.control.control import WINDOW
 from rlrate.controller import Controller
+from rlrate.ranks import Flight, Loss, Ranks
 from rlrate.report import Recorder, Report
 from rlrate.watch import UpdateWatch
-
-Loss = Tensor | float
 
 
 class Driver:
@@ -30,17 +30,22 @@ class Driver:
         total_steps: Budget in updates, or None.
         min_rate: Lowest rate.
         max_rate: Highest rate.
+        ranks: The processes that train the model together.
     """
 
-    def __init__(self, controller: Controller, total_steps: int | None, min_rate: float, max_rate: float) -> None:
+    def __init__(
+        self, controller: Controller, total_steps: int | None, min_rate: float, max_rate: float, ranks: Ranks
+    ) -> None:
         self.controller = controller
+        self.ranks = ranks
         self.control = RateControl(
             controller.spec, 1, total_steps, given=np.ones(1), min_rate=min_rate, max_rate=max_rate
         )
         self.watch = UpdateWatch()
         self.recorder = Recorder()
         self.position = 0  # updates that were noted
-        self._losses: list[Loss] = []
+        self._losses: list[Loss | None] = []
+        self._flights: list[Flight] = []  # full blocks that have not arrived
         # Updates that may have been skipped: index of their loss or -1, and how many of them were.
         self._doubts: list[tuple[int, Tensor]] = []
         self.refresh()
@@ -57,16 +62,13 @@ class Driver:
         return None if total is None else total - self.position
 
     def quiet(self) -> bool:
-        """Whether one more update, of known loss or not, decides nothing; see :meth:`pass_by`."""
-        return self.position < self._last_quiet and len(self._losses) < self._room
+        """Whether nothing is decided at the next update; see :meth:`pass_by`."""
+        return self.position < self._last_quiet
 
-    def pass_by(self, loss: Loss | None, doubt: Tensor | None = None) -> None:
-        """Takes note of an update that :meth:`quiet` allows."""
-        if doubt is not None:
-            self._doubts.append((-1 if loss is None else len(self._losses), doubt))
-        self.position += 1
-        if loss is not None:
-            self._losses.append(loss)
+    def pass_by(self, loss: Loss | None, doubt: Tensor | None = None) -> bool:
+        """Takes note of an update that :meth:`quiet` allows; whether the guard cut the rate."""
+        self._add(1, loss, doubt)
+        return len(self._losses) >= self._room and self._block()
 
     def note(self, count: int, loss: Loss | None, doubt: Tensor | None = None) -> None:
         """Takes note of ``count`` updates, of which the last one's loss is known or not.
@@ -76,29 +78,27 @@ class Driver:
             loss: Of the last one.
             doubt: How many of them a GradScaler skipped, as a tensor that is looked at later.
         """
-        if doubt is not None:
-            self._doubts.append((-1 if loss is None else len(self._losses), doubt))
-        self.position += count
-        if loss is not None:
-            self._losses.append(loss)
-        # Nothing changes until then, and looking at a loss makes an accelerator wait.
-        if self._closes():
-            self._settle()
-            if self._closes():
-                self.tell()
+        self._add(count, loss, doubt)
+        if self.control.wants_samples(self.position - self.control.updates):
+            self.tell()
+        elif len(self._losses) >= self._room:
+            self._block()
 
     def tell(self) -> None:
         """Passes on what the control does not know yet, and its questions to the controller."""
         control = self.control
-        self._settle()
-        losses, count = numbers(self._losses), self.position - control.updates
-        self._losses = []
-        samples = self.watch.collect() if control.wants_samples(count) else None
+        self._land(everything=True)
+        losses, skipped = self._take_off().land()
+        self.position -= skipped
+        count = self.position - control.updates
+        samples = self._samples() if control.wants_samples(count) else None
         control.advance(np.array(losses)[:, None] if losses else None, samples, count)
         if control.decision_due:
             observation = control.observe()
             action = self.controller.act(observation)
             control.act(action)
+            if self._shared:  # equal already, unless the processes' hardware differs
+                control.log_rate = np.array([self.ranks.agree(float(control.log_rate[0]), self.watch.device)])
             self.recorder.add(control.updates, float(control.rates[0]), observation[0], float(action[0]))
         self.refresh()
 
@@ -107,7 +107,8 @@ class Driver:
         control = self.control
         end = control.next_event
         self._last_quiet = -1 if end is None else end - 1
-        self._room = control.room - 1
+        self._shared = self.ranks.size > 1
+        self._room = self.control.spec.action.check if self._flights else control.room
         level = control.horizon.level_until()
         self.level_until = math.inf if level is None else level
         # From when on updates are to be measured.
@@ -123,7 +124,8 @@ class Driver:
         self._settle()
         return {
             "position": self.position,
-            "losses": numbers(self._losses),
+            "losses": [None if loss is None else float(loss) for loss in self._losses],
+            "flights": [[flight.count, *flight.land()] for flight in self._flights],
             "control": self.control.state_dict(),
             "watch": self.watch.state_dict(),
             "decisions": self.recorder.state_dict(),
@@ -135,25 +137,76 @@ class Driver:
         self.watch.load_state_dict(state["watch"], optimizer)
         self.recorder.load_state_dict(state["decisions"])
         self.position, self._losses, self._doubts = state["position"], list(state["losses"]), []
+        self._flights = [Flight.landed(*flight) for flight in state["flights"]]
         self.refresh()
 
-    def _closes(self) -> bool:
-        return self.control.closes(len(self._losses), self.position - self.control.updates)
+    def __getstate__(self) -> dict[str, Any]:
+        for flight in self._flights:
+            flight.land()  # what has not arrived can be neither copied nor pickled
+        return self.__dict__
+
+    def probe(self, optimizer: torch.optim.Optimizer) -> None:
+        """Sets the negligible rate of the first updates; call just before the first one."""
+        gradient, weight, size = self.watch.norms(optimizer)
+        self._shared = self.ranks.size > 1
+        if self._shared:
+            row = np.array([[gradient[0] ** 2, weight[0] ** 2, float(size), 0.0]])
+            row = self.ranks.combine(row, count=1, sharded=self.watch.sharded, device=self.watch.device)
+            if len(row):
+                gradient, weight, size = np.sqrt(row[0, :1]), np.sqrt(row[0, 1:2]), int(row[0, 2])
+        self.control.set_probe(gradient, weight, size)
+
+    def _samples(self) -> NDArray[np.float64] | None:
+        samples = self.watch.collect()
+        if not self._shared:
+            return samples
+        rows = np.zeros((0, 7)) if samples is None else samples[:, :, 0]
+        count = max(WINDOW, self.controller.spec.cadence.probe)
+        rows = self.ranks.combine(rows, count=count, sharded=self.watch.sharded, device=self.watch.device)
+        return np.asarray(rows)[:, :, None]
+
+    def _add(self, count: int, loss: Loss | None, doubt: Tensor | None) -> None:
+        self.position += count
+        if doubt is not None:
+            self._doubts.append((-1 if loss is None else len(self._losses), doubt))
+        # Processes must agree on how full a block is, whatever losses they know.
+        if loss is not None or self._shared:
+            self._losses.append(loss)
+
+    def _block(self) -> bool:
+        """Passes on a full block within an interval; whether the guard cut the rate."""
+        if not (self._shared or self._doubts or self._flights):
+            losses = [loss for loss in self._losses if isinstance(loss, float)]
+            if len(losses) == len(self._losses):
+                self._losses = []
+                cut = self.control.advance_block(losses, self.position - self.control.updates)
+                self._room = self.control.room
+                return cut
+        self._flights.append(self._take_off())
+        self._room = self.control.spec.action.check
+        return self._land(everything=False)
 
     def _settle(self) -> None:
         """Takes back the updates that turn out to have been skipped, and their losses."""
-        if not self._doubts:
-            return
-        skipped = torch.stack([doubt.reshape(()) for _, doubt in self._doubts]).tolist()
-        gone = {index for (index, _), count in zip(self._doubts, skipped, strict=True) if count}
-        self.position -= int(sum(skipped))
-        self._losses = [loss for index, loss in enumerate(self._losses) if index not in gone]
+        for index, doubt in reversed(self._doubts):
+            skipped = int(doubt)
+            self.position -= skipped
+            if skipped and index >= 0:
+                del self._losses[index]
         self._doubts = []
 
+    def _take_off(self) -> Flight:
+        flown = self.control.updates + sum(flight.count for flight in self._flights)
+        flight = Flight(self.position - flown, self._losses, self._doubts, self.ranks)
+        self._losses, self._doubts = [], []
+        return flight
 
-def numbers(losses: Sequence[Loss]) -> list[float]:
-    """The losses as floats; those on an accelerator are fetched together."""
-    if losses and all(isinstance(loss, Tensor) for loss in losses):
-        stacked = torch.stack([loss.reshape(()) for loss in losses if isinstance(loss, Tensor)])
-        return [float(loss) for loss in stacked.cpu()]
-    return [float(loss) for loss in losses]
+    def _land(self, *, everything: bool) -> bool:
+        """Passes on the blocks that have arrived, in order: all, or those before the last one."""
+        cut = False
+        while self._flights and (everything or (len(self._flights) > 1 and self._flights[0].ready())):
+            flight = self._flights.pop(0)
+            losses, skipped = flight.land()
+            self.position -= skipped
+            cut |= self.control.advance_block(losses, flight.count - skipped)
+        return cut

@@ -17,6 +17,7 @@ from rlrate.controller import Controller
 from rlrate.driver import Driver
 from rlrate.errors import ConfigError, SchedulerError
 from rlrate.groups import Groups, Rate, changed, copies, write
+from rlrate.ranks import Ranks
 from rlrate.report import Report
 from rlrate.watch import attach, skipped
 
@@ -53,6 +54,8 @@ class LearnedLR(LRScheduler):
         controller: A :class:`Controller`, the path of a controller file, or the name of a bundled one.
         min_lr: Lowest rate; the final anneal goes below it.
         max_lr: Highest rate, or that of each parameter group.
+        process_group: The processes that train the model together, when torch.distributed is in use; None for all of
+            them, False for this one alone.
 
     Raises:
         SchedulerError: for a budget that is not a positive integer, bounds that are not ordered, or an optimizer that
@@ -68,13 +71,14 @@ class LearnedLR(LRScheduler):
         *,
         min_lr: float = 1e-10,
         max_lr: float | Sequence[float] = 1e4,
+        process_group: Any = None,
     ) -> None:
         check_optimizer(optimizer)
         check_bounds(min_lr, max_lr, len(optimizer.param_groups))
         self.budget = None if total_steps is None else check_budget(total_steps)
         self.controller = controller if isinstance(controller, Controller) else Controller.load(controller)
         self._groups = Groups([group["lr"] for group in optimizer.param_groups], max_lr)
-        self._driver = Driver(self.controller, self.budget, min_lr, self._groups.highest)
+        self._driver = Driver(self.controller, self.budget, min_lr, self._groups.highest, Ranks(process_group))
         self._driver.control.give(np.array([self._groups.largest]))
         self._pending = 0  # updates since the last step()
         self._skipped = False  # whether a GradScaler skipped one since
@@ -203,7 +207,7 @@ class LearnedLR(LRScheduler):
         if skipped(self.optimizer, wait=driver.control.probing) is True:
             return
         if position == 0 and driver.control.probing:
-            driver.control.set_probe(*driver.watch.norms(self.optimizer))
+            driver.probe(self.optimizer)
             self._write_rates()
         if not driver.watch.before(self.optimizer):
             self._warn(
@@ -228,11 +232,12 @@ class LearnedLR(LRScheduler):
     def _pass_by(self) -> None:
         """The usual step: an update, and nothing to decide. Does what the rest of the class would do, only faster."""
         driver, groups = self._driver, self.optimizer.param_groups
-        driver.pass_by(self._loss, self._doubt)
+        cut = driver.pass_by(self._loss, self._doubt)
         self._forget()
         self._step_count += 1
         self.last_epoch += 1
-        if driver.position >= driver.level_until or len(groups) > len(self._groups) or changed(groups, self._last_lr):
+        added = len(groups) > len(self._groups)
+        if cut or added or driver.position >= driver.level_until or changed(groups, self._last_lr):
             self._write_rates()
 
     def _advance(self) -> None:

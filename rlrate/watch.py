@@ -77,11 +77,18 @@ class UpdateWatch:
     def __init__(self) -> None:
         self._sampler: UpdateSampler | None = None
         self.measuring = False
+        self.sharded = False  # whether this process holds a part of each parameter
+
+    @property
+    def device(self) -> torch.device:
+        """Where the statistics are."""
+        return torch.device("cpu") if self._sampler is None else self._sampler.device
 
     def norms(self, optimizer: Optimizer) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
         """Norm of the gradient and of the weights, both of shape (1,), and the number of weights."""
         parameters, gradients = _tensors(optimizer)
         sampler = self._fitting(parameters)
+        self.sharded = any(hasattr(p, "to_local") for group in optimizer.param_groups for p in group["params"])
         gradient, weight = sampler.norms(gradients), sampler.norms(parameters)
         if (scale := getattr(optimizer, "grad_scale", None)) is not None:
             gradient = gradient / scale.to(gradient.device)
@@ -126,19 +133,22 @@ class UpdateWatch:
         """The sampler; a new one when parameters were added, since its coordinates are others."""
         if self._sampler is None or len(self._sampler.strides) != len(parameters):
             first = parameters[0]
-            shapes = [p.shape[1:] for p in parameters]
+            shapes = [p.shape for p in parameters]
             self._sampler = UpdateSampler(shapes, 1, device=first.device, dtype=first.dtype)
         return self._sampler
 
 
 def _tensors(optimizer: Optimizer) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Parameters and gradients of all groups, with a leading axis of one run."""
+    """Parameters and gradients of all groups."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return [_one_run(p) for p in parameters], [None if p.grad is None else _one_run(p.grad) for p in parameters]
+    return [_plain(p) for p in parameters], [None if p.grad is None else _plain(p.grad) for p in parameters]
 
 
-def _one_run(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor as real numbers of a dense layout."""
+    local = getattr(tensor, "to_local", None)
+    if local is not None:
+        tensor = local().detach()
     if tensor.layout != torch.strided:
-        tensor = tensor.to_dense()
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).unsqueeze(0)
+        tensor = tensor.detach().to_dense()
+    return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor

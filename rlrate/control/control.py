@@ -192,6 +192,14 @@ class RateControl:
         if len(self._losses) >= self.spec.action.check or (self._losses and self._at_end(self.updates)):
             self._close_block()
 
+    def advance_block(self, losses: list[float], count: int) -> bool:
+        """:meth:`advance` of a single run by a block of losses within an interval; whether the guard cut the rate."""
+        self.updates += count
+        self._length += count
+        earlier = [float(row[0]) for row in self._losses]
+        self._losses.clear()
+        return self._close_single(earlier + losses)
+
     def wants_samples(self, count: int = 1) -> bool:
         """Whether :meth:`advance` by ``count`` updates ends the probe or an interval."""
         after = self.updates + count
@@ -329,7 +337,7 @@ class RateControl:
 
     def _close_block(self) -> None:
         if self.runs == 1:
-            self._close_single()
+            self.advance_block([], 0)
             return
         block = np.stack(self._losses)
         self._losses = []
@@ -345,15 +353,16 @@ class RateControl:
             self._cuts += factor > 0
             self.interventions["cut"] += factor > 0
 
-    def _close_single(self) -> None:
-        """The same for one run."""
-        block = [float(row[0]) for row in self._losses]
-        self._losses = []
+    def _close_single(self, block: list[float]) -> bool:
+        """The same for one run; whether the rate was cut."""
+        if not block:
+            return False
         spiked, broken = single.spikes(self.guard, block)
         single.extend(self._trend, block, self._length - len(block))
         cut = self.spec.action.cut
         if cut is None or self._probing or not (spiked or (broken and not self.blind[0])):
-            return
+            return False
         self.log_rate = self._bounded(self.log_rate + (2.0 if broken else 1.0) * math.log(cut))
         self._cuts += 1.0
         self.interventions["cut"] += 1
+        return True

@@ -62,14 +62,12 @@ class UpdateSampler:
         self.floor = total * WEIGHT_FLOOR**2
         offsets = np.concatenate([[0], np.cumsum(self.counts)])
         self._segments = [(int(offsets[i]), int(offsets[i + 1])) for i in matrices]
-        self._segment_floor = torch.tensor(
-            [shapes[i].numel() * WEIGHT_FLOOR**2 for i in matrices], dtype=self.dtype
-        ).to(self.device)
+        self._segment_floor = np.array([[shapes[i].numel() * WEIGHT_FLOOR**2] for i in matrices])
         self._uniform = all(k == 1 for k in self.strides)
         self._before: Tensor | None = None
         self._gradient: Tensor | None = None
         self._previous: Tensor | None = None
-        self._samples: list[Tensor] = []
+        self._samples: list[tuple[Tensor, Tensor]] = []
 
     def gather(self, tensors: Sequence[Optional]) -> Tensor:
         """The sampled coordinates of ``tensors``, each (N, ...) or None for zeros: shape (N, S).
@@ -77,6 +75,8 @@ class UpdateSampler:
         Each is multiplied by the square root of the share it stands for, so that plain sums of products estimate those
         over all coordinates.
         """
+        if self.runs == 1:
+            return self._gather_single(tensors)
         parts = []
         for tensor, k, count in zip(tensors, self.strides, self.counts, strict=True):
             if tensor is None:
@@ -86,6 +86,21 @@ class UpdateSampler:
             parts.append((flat if k == 1 else flat[:, ::k]).to(self.device, self.dtype))
         values = torch.cat(parts, dim=1) if parts else torch.zeros((self.runs, 0), dtype=self.dtype)
         return values if self._uniform else values * self._root
+
+    @torch.no_grad()
+    def _gather_single(self, tensors: Sequence[Optional]) -> Tensor:
+        """The same with fewer operations; the leading axis may be missing."""
+        parts = []
+        for tensor, k, count in zip(tensors, self.strides, self.counts, strict=True):
+            if tensor is None:
+                part = torch.zeros(count, dtype=self.dtype, device=self.device)
+            else:
+                part = tensor.as_strided((count,), (k,)) if tensor.is_contiguous() else _pick(tensor, count, k)
+                if part.device != self.device or part.dtype != self.dtype:
+                    part = part.to(self.device, self.dtype)
+            parts.append(part)
+        values = torch.cat(parts) if parts else torch.zeros(0, dtype=self.dtype)
+        return (values if self._uniform else values * self._root).unsqueeze(0)
 
     def norms(self, tensors: Sequence[Optional]) -> Tensor:
         """Euclidean norm of each run's tensors, estimated from the sample: shape (N,)."""
@@ -106,29 +121,40 @@ class UpdateSampler:
         weights, gradient, previous = self._before, self._gradient, self._previous
         rows = [gradient, self.gather(parameters) - weights, weights]
         stack = torch.stack(rows if previous is None else [*rows, previous], dim=1)
-        products = stack @ stack.mT  # (N, 3 or 4, 3 or 4)
-        gg, uu, ww, gu = products[:, 0, 0], products[:, 1, 1], products[:, 2, 2], -products[:, 0, 1]
-        if previous is None:
-            gp = pp = torch.full_like(gg, math.nan)
-        else:
-            gp, pp = products[:, 0, 3], products[:, 3, 3]
-        layer = self._largest_layer_ratio(stack[:, 1:3].square())
-        self._samples.append(torch.stack([gg, gp, pp, uu, ww.clamp_min(self.floor), gu, layer]))
+        squares = stack[:, 1:3].square()
+        layers = [squares[:, :, a:b].sum(2) for a, b in self._segments]
+        # What the columns are made of is looked at later, on the host.
+        self._samples.append(
+            (stack @ stack.mT, torch.stack(layers) if layers else squares.new_zeros((0, self.runs, 2)))
+        )
         self._previous, self._before, self._gradient = gradient, None, None
 
     def collect(self) -> NDArray[np.float64]:
         """Samples since the last call, copied to the host: shape (samples, 7, N). Forgets the last gradient."""
         self._previous = None
-        if not self._samples:
+        samples, self._samples = self._samples, []
+        if not samples:
             return np.zeros((0, len(COLUMNS), self.runs))
-        stacked = torch.stack(self._samples).to("cpu", torch.float64).numpy()
-        self._samples.clear()
-        return np.asarray(stacked)
+        # Two copies, however many samples there are: each makes an accelerator wait.
+        packed = torch.cat([products.flatten() for products, _ in samples]).to("cpu", torch.float64).numpy()
+        layers = torch.stack([sums for _, sums in samples]).to("cpu", torch.float64).numpy()
+        values, at = np.full((len(samples), self.runs, 4, 4), math.nan), 0
+        for sample, (products, _) in zip(values, samples, strict=True):
+            size = products.shape[1]  # the first one has no gradient before it
+            sample[:, :size, :size] = packed[at : at + products.numel()].reshape(products.shape)
+            at += products.numel()
+        gg, uu, ww, gu = values[:, :, 0, 0], values[:, :, 1, 1], values[:, :, 2, 2], -values[:, :, 0, 1]
+        layer = np.zeros_like(gg)
+        if layers.size:
+            with np.errstate(all="ignore"):
+                layer = (layers[..., 0] / np.maximum(layers[..., 1], self._segment_floor)).max(axis=1)
+        rows = [gg, values[:, :, 0, 3], values[:, :, 3, 3], uu, np.maximum(ww, self.floor), gu, layer]
+        return np.stack(rows, axis=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Samples since the last :meth:`collect` and the gradient that the next cosine needs, as tensors."""
         previous = None if self._previous is None else self._previous.clone()
-        return {"previous": previous, "samples": [sample.clone() for sample in self._samples]}
+        return {"previous": previous, "samples": [[a.clone(), b.clone()] for a, b in self._samples]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from what :meth:`state_dict` returned.
@@ -141,14 +167,15 @@ class UpdateSampler:
             raise ConfigError("the state was saved with parameters of other shapes")
         self._before = self._gradient = None
         self._previous = None if previous is None else previous.to(self.device, self.dtype, copy=True)
-        self._samples = [sample.to(self.device, self.dtype, copy=True) for sample in samples]
+        self._samples = [
+            (a.to(self.device, self.dtype, copy=True), b.to(self.device, self.dtype, copy=True)) for a, b in samples
+        ]
 
-    def _largest_layer_ratio(self, squares: Tensor) -> Tensor:
-        """Largest |u_l|^2 / |w_l|^2 from the squares of update and weights, shape (N, 2, S)."""
-        if not self._segments:
-            return torch.zeros(self.runs, dtype=self.dtype, device=self.device)
-        sums = torch.stack([squares[:, :, a:b].sum(2) for a, b in self._segments])
-        return (sums[:, :, 0] / sums[:, :, 1].clamp_min(self._segment_floor[:, None])).amax(0)
+
+def _pick(tensor: Tensor, count: int, k: int) -> Tensor:
+    """Every ``k``-th coordinate of a tensor of any layout in memory, without a copy of the whole."""
+    coordinates = torch.arange(0, count * k, k, device=tensor.device)
+    return tensor[torch.unravel_index(coordinates, tensor.shape)].clone()
 
 
 def _stride(shape: torch.Size, total: int, limit: int) -> int:

@@ -126,7 +126,9 @@ class Signals:
         """
         with np.errstate(all="ignore"):
             values = {**self._position(interval), **self._loss(interval), **self._gradient(interval)}
-        rows = np.stack([np.broadcast_to(values[name], (self.runs,)) for name in self.names], axis=1)
+        rows = np.empty((self.runs, len(self.names)))
+        for column, name in enumerate(self.names):
+            rows[:, column] = values[name]
         rows = np.nan_to_num(rows, nan=0.0, posinf=LIMIT, neginf=-LIMIT)
         observation: NDArray[np.float32] = np.clip(rows, -LIMIT, LIMIT).astype(np.float32)
         return observation
