@@ -1,0 +1,210 @@
+"""rlrate train, export and inspect."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlrate import ConfigError, Controller, agents
+from rlrate.cli.app import INTERRUPTED
+from rlrate.control import SIGNALS
+
+from command_line import WORKLOAD, fail, run, succeed
+
+RECIPE = """
+seed = 3
+iterations = 2
+runs = 4
+draws = 2
+[environment]
+workload = ["wine-mlp", "breast-cancer-logistic"]
+steps = [60, 90]
+[cadence]
+decisions = 10
+first = 5
+ramp = 3
+[policy]
+net = [8]
+[algorithm]
+n_epochs = 2
+batch_size = 12
+"""
+
+ALONE = ("--workers", 1)  # processes take seconds to start
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A training folder, and what --json said of it."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.toml").write_text(RECIPE)
+    printed = succeed("train", "--recipe", folder / "tiny.toml", "--out", folder / "run", "--json", *ALONE)
+    return folder / "run", json.loads(printed)
+
+
+def test_train_writes_the_files_and_json_names_them(trained: tuple[Path, dict[str, Any]]) -> None:
+    out, printed = trained
+    names = {"controller.safetensors", "ppo.zip", "progress.csv", "config.json"}
+    assert names <= {Path(file).name for file in printed["files"]}
+    assert all(Path(file).exists() for file in printed["files"])
+    assert printed["controller"] == str(out / "controller.safetensors")
+    assert printed["identity"] == Controller.load(out / "controller.safetensors").identity
+    assert printed["last"]["iteration"] == 2
+
+
+def test_train_reports_each_rollout_and_says_what_to_try_next(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "my_file.py").write_text(WORKLOAD)
+    result = run(
+        *("train", "--recipe", recipe, "--out", tmp_path / "run", "--iterations", 1, "--runs", 2, "--draws", 1),
+        *("--workload", f"{tmp_path / 'my_file.py'}:make", "--optimizer", "adam", "--steps", 60, "--seed", 5),
+    )
+    assert result.exit_code == 0, result.output
+    assert "rollout 1/1  return " in result.stderr and " left" in result.stderr
+    for text in ("controller.safetensors", "rlrate inspect", "rlrate compare --controller", "rlrate.LearnedLR("):
+        assert text in result.stdout
+    used = Controller.load(tmp_path / "run/controller.safetensors").provenance["recipe"]
+    assert (used["seed"], used["runs"], used["draws"], used["iterations"]) == (5, 2, 1, 1)
+    assert used["environment"]["optimizer"] == "adam" and used["environment"]["steps"] == 60
+    assert used["algorithm"]["batch_size"] == 6, "as many minibatches as the recipe has"
+
+
+def test_train_with_another_algorithm_drops_settings_of_the_first(recipe: Path, tmp_path: Path) -> None:
+    arguments = ("train", "--recipe", recipe, "--out", tmp_path / "run", "--algo", "a2c", "--action", "discrete")
+    result = run(*arguments, "--iterations", 1, *ALONE)
+    assert result.exit_code == 0, result.output
+    assert "settings of ppo do not apply to a2c" in result.stderr
+    controller = Controller.load(tmp_path / "run/controller.safetensors")
+    assert controller.head == "argmax"
+    assert controller.provenance["recipe"]["algorithm"] == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "dmo"], "unknown recipe 'dmo': did you mean 'demo'"),
+        (["--recipe", "missing.toml"], "cannot read the recipe missing.toml"),
+        (["--workload", "wine-mpl"], "unknown workload 'wine-mpl': did you mean 'wine-mlp'"),
+        (["--workload", "missing.py:make"], "no file 'missing.py'"),
+        (["--optimizer", "adm"], "unknown optimizer 'adm': did you mean 'adam'"),
+        (["--algo", "pp"], "unknown algorithm 'pp': did you mean 'ppo'"),
+        (["--algo", "dqn"], "pass --action discrete"),
+        (["--action", "both"], "unknown action space 'both'"),
+        (["--steps", "many"], "--steps is a number of updates or LOW,HIGH"),
+        (["--steps", "1,2,3"], "--steps is a number of updates or LOW,HIGH"),
+        (["--steps", "900,300"], "low <= high"),
+        (["--steps", "10"], "budgets of at least"),
+        (["--iterations", "0"], "iterations must be a positive integer, got 0"),
+        (["--runs", "4", "--draws", "3"], "3 does not divide 4"),
+        (["--resume"], "Was it written by `rlrate train --out`?"),
+    ],
+)
+def test_train_refuses_bad_options_before_it_touches_the_folder(
+    options: list[str], message: str, tmp_path: Path
+) -> None:
+    assert message in fail("train", "--out", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_refuses_a_folder_in_use_and_a_file(trained: tuple[Path, dict[str, Any]], recipe: Path) -> None:
+    out, _ = trained
+    assert "is not empty" in fail("train", "--out", out, "--recipe", recipe)
+    assert "is a file" in fail("train", "--out", recipe)
+
+
+def test_resume_may_repeat_options_but_not_change_them(trained: tuple[Path, dict[str, Any]]) -> None:
+    out, printed = trained
+    again = json.loads(succeed("train", "--out", out, "--resume", "--seed", 3, "--json", *ALONE))
+    assert again["identity"] == printed["identity"]
+    assert "with seed 3 and not 4" in fail("train", "--out", out, "--resume", "--seed", 4)
+
+
+@pytest.mark.parametrize(("given", "expected"), [((), 5), (("--workers", 3), 3)])
+def test_train_uses_all_cores_unless_told(
+    given: tuple[Any, ...], expected: int, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*arguments: Any, workers: int, **others: Any) -> Path:
+        raise ConfigError(f"asked for {workers}")
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(agents, "train", train)
+    assert f"asked for {expected}" in fail("train", "--recipe", recipe, "--out", tmp_path / "run", *given)
+
+
+def test_export_writes_the_controller_of_the_training(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, printed = trained
+    target = tmp_path / "mine.safetensors"
+    assert succeed("export", out, "--out", target).startswith(str(target))
+    assert Controller.load(target).identity == printed["identity"]
+    assert json.loads(succeed("export", out, "--json"))["identity"] == printed["identity"]
+    assert "is a folder" in fail("export", out, "--out", tmp_path)
+    assert "no checkpoint" in fail("export", tmp_path / "nothing")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from rlrate.cli import main; main()", "train", "--out", "my run"]
+    process = subprocess.Popen(
+        [*command, "--recipe", recipe, "--iterations", "500", "--workers", "2"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        assert [process.stderr.readline().partition("return")[0] for _ in range(2)] == [
+            "rollout   1/500  ",
+            "rollout   2/500  ",
+        ]
+        process.send_signal(signal.SIGINT)
+        printed, noted = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == INTERRUPTED, noted
+    assert printed == ""
+    assert "stopped; saved after rollout " in noted
+    assert "rlrate train --out 'my run' --resume" in noted
+    assert "rlrate export 'my run'" in noted
+    succeed("export", tmp_path / "my run")
+
+
+def test_inspect_shows_signals_cadence_rules_and_provenance(trained: tuple[Path, dict[str, Any]]) -> None:
+    out, printed = trained
+    text = succeed("inspect", out / "controller.safetensors", "--steps", 200)
+    for name, meaning in SIGNALS.items():
+        assert name in text and meaning[:40] in text
+    for part in (printed["identity"], "decides 9 times", "1/2.5 to 2.5", "last 30% of the budget", "stable_baselines3"):
+        assert part in text
+
+
+def test_inspect_as_json(trained: tuple[Path, dict[str, Any]]) -> None:
+    out, printed = trained
+    facts = json.loads(succeed("inspect", out / "controller.safetensors", "--steps", 200, "--json"))
+    controller = Controller.load(out / "controller.safetensors")
+    assert facts["identity"] == printed["identity"]
+    assert facts["control"] == controller.spec.to_dict()
+    assert facts["decides_after"] == controller.spec.cadence.boundaries(200)[:-1].tolist()
+    assert facts["provenance"]["recipe"]["seed"] == 3
+
+
+def test_inspect_refuses_what_is_no_controller(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, _ = trained
+    assert "no controller 'defualt'" in fail("inspect", "defualt")
+    assert "pickle" in fail("inspect", out / "ppo.zip")
+    assert "folder" in fail("inspect", out)
+    assert "--steps must be at least 1" in fail("inspect", out / "controller.safetensors", "--steps", 0)
