@@ -150,20 +150,17 @@ class Driver:
         gradient, weight, size = self.watch.norms(optimizer)
         self._shared = self.ranks.size > 1
         if self._shared:
-            row = np.array([[gradient[0] ** 2, weight[0] ** 2, float(size), 0.0]])
-            row = self.ranks.combine(row, count=1, sharded=self.watch.sharded, device=self.watch.device)
+            row = self._combine(np.array([[gradient[0] ** 2, weight[0] ** 2]]), 1)
             if len(row):
-                gradient, weight, size = np.sqrt(row[0, :1]), np.sqrt(row[0, 1:2]), int(row[0, 2])
+                gradient, weight = np.sqrt(row[0, :1]), np.sqrt(row[0, 1:])
         self.control.set_probe(gradient, weight, size)
 
     def _samples(self) -> NDArray[np.float64] | None:
-        samples = self.watch.collect()
-        if not self._shared:
-            return samples
-        rows = np.zeros((0, 7)) if samples is None else samples[:, :, 0]
         count = max(WINDOW, self.controller.spec.cadence.probe)
-        rows = self.ranks.combine(rows, count=count, sharded=self.watch.sharded, device=self.watch.device)
-        return np.asarray(rows)[:, :, None]
+        return self.watch.collect((lambda rows: self._combine(rows, count)) if self._shared else None)
+
+    def _combine(self, rows: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+        return self.ranks.combine(rows, count, sharded=self.watch.sharded, device=self.watch.device)
 
     def _add(self, count: int, loss: Loss | None, doubt: Tensor | None) -> None:
         self.position += count

@@ -44,14 +44,16 @@ class Ranks:
         """Adds up ``tensor`` over the processes, in place; returns a handle unless it waits."""
         return dist.all_reduce(tensor, group=self._group, async_op=not wait)
 
-    def combine(self, rows: NDArray[np.float64], *, count: int, sharded: bool, device: torch.device) -> Any:
-        """Statistics of one gradient from all processes.
+    def combine(
+        self, rows: NDArray[np.float64], count: int, *, sharded: bool, device: torch.device
+    ) -> NDArray[np.float64]:
+        """Statistics of gradients from all processes.
 
         Sums over shards are added; those of replicas, which are equal, averaged over the processes that have any.
-        The last column is a largest value.
 
         Args:
-            rows: Samples, shape (samples, columns).
+            rows: Samples, shape (samples, columns), of which the first column is the gradient's square; NaN for what
+                is not known.
             count: Number of rows to exchange: the same in every process, at least that of the samples.
             sharded: Whether each process holds a part of the parameters.
             device: Where the parameters are.
@@ -65,16 +67,12 @@ class Ranks:
         if not sharded:
             padded[padded[:, 0] == 0.0] = math.nan  # no gradient here
         known = ~np.isnan(padded)
-        sums = torch.from_numpy(np.stack([np.where(known, padded, 0.0), known.astype(float)]))
-        largest = torch.from_numpy(np.where(known, padded, -math.inf)[:, -1])
-        sums, largest = sums.to(self.device(device)), largest.to(self.device(device))
+        sums = torch.from_numpy(np.stack([np.where(known, padded, 0.0), known.astype(float)])).to(self.device(device))
         self.sum(sums)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._group)
         total, number = sums.cpu().numpy()
         with np.errstate(all="ignore"):
             result = np.where(number > 0, total if sharded else total / number, math.nan)
-        result[:, -1] = np.where(number[:, -1] > 0, largest.cpu().numpy(), math.nan)
-        return result[number[:, 0] > 0]
+        return np.asarray(result[number[:, 0] > 0])
 
     def agree(self, value: float, device: torch.device) -> float:
         """The first process's ``value``."""

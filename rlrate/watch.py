@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rlrate.control import UpdateSampler
+from rlrate.control.sampler import Combine
 
 Owner = TypeVar("Owner")
 
@@ -39,8 +40,9 @@ def attach(optimizer: Optimizer, owner: Owner, before: Callable[[Owner], None], 
         if alive is not None:
             after(alive)
 
-    optimizer.register_step_pre_hook(before_step)
-    optimizer.register_step_post_hook(after_step)
+    # A compiled step is not to trace what happens here: it would be compiled anew whenever something else happens.
+    optimizer.register_step_pre_hook(torch.compiler.disable(before_step))  # type: ignore[no-untyped-call]
+    optimizer.register_step_post_hook(torch.compiler.disable(after_step))  # type: ignore[no-untyped-call]
 
 
 def _then(closure: Callable[[], Any], follow: Callable[[], None]) -> Callable[[], Any]:
@@ -87,19 +89,18 @@ class UpdateWatch:
     def norms(self, optimizer: Optimizer) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
         """Norm of the gradient and of the weights, both of shape (1,), and the number of weights."""
         parameters, gradients = _tensors(optimizer)
-        sampler = self._fitting(parameters)
-        self.sharded = any(hasattr(p, "to_local") for group in optimizer.param_groups for p in group["params"])
+        sampler = self._fitting(parameters, optimizer)
         gradient, weight = sampler.norms(gradients), sampler.norms(parameters)
         if (scale := getattr(optimizer, "grad_scale", None)) is not None:
             gradient = gradient / scale.to(gradient.device)
-        size = sum(p.numel() for p in parameters)
+        size = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
         return gradient.cpu().double().numpy(), weight.cpu().double().numpy(), size
 
     def before(self, optimizer: Optimizer) -> bool:
         """Call before an update that is to be measured; returns whether there was any gradient."""
         parameters, gradients = _tensors(optimizer)
         # Only a GradScaler with a fused optimizer leaves the gradients scaled until the update.
-        self._fitting(parameters).before(parameters, gradients, scale=getattr(optimizer, "grad_scale", None))
+        self._fitting(parameters, optimizer).before(parameters, gradients, scale=getattr(optimizer, "grad_scale", None))
         self.measuring = True
         return any(gradient is not None for gradient in gradients)
 
@@ -109,11 +110,11 @@ class UpdateWatch:
             self.measuring = False
             self._sampler.after(_tensors(optimizer)[0])
 
-    def collect(self) -> NDArray[np.float64] | None:
-        """The samples since the last call, shape (samples, 7, 1)."""
+    def collect(self, combine: Combine | None = None) -> NDArray[np.float64] | None:
+        """The samples since the last call, shape (samples, 7, 1); for ``combine`` see :class:`UpdateSampler`."""
         if self._sampler is None:
             return None
-        samples = self._sampler.collect()
+        samples = self._sampler.collect(combine)
         # An update that was left out has a gradient that is not finite, and yet did nothing.
         kept: NDArray[np.float64] = samples[(np.isfinite(samples[:, 0]) | (samples[:, 3] != 0.0))[:, 0]]
         return kept
@@ -127,14 +128,17 @@ class UpdateWatch:
         self.measuring = False
         self._sampler = None
         if state.get("sampler") is not None:
-            self._fitting(_tensors(optimizer)[0]).load_state_dict(state["sampler"])
+            self._fitting(_tensors(optimizer)[0], optimizer).load_state_dict(state["sampler"])
 
-    def _fitting(self, parameters: list[Tensor]) -> UpdateSampler:
+    def _fitting(self, parameters: list[Tensor], optimizer: Optimizer) -> UpdateSampler:
         """The sampler; a new one when parameters were added, since its coordinates are others."""
         if self._sampler is None or len(self._sampler.strides) != len(parameters):
             first = parameters[0]
+            wholes = [p for group in optimizer.param_groups for p in group["params"]]
+            self.sharded = any(hasattr(p, "to_local") for p in wholes)
+            sizes = [p.numel() for p in wholes] if self.sharded else None
             shapes = [p.shape for p in parameters]
-            self._sampler = UpdateSampler(shapes, 1, device=first.device, dtype=first.dtype)
+            self._sampler = UpdateSampler(shapes, 1, device=first.device, dtype=first.dtype, sizes=sizes)
         return self._sampler
 
 

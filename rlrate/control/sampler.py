@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ COLUMNS = ("gg", "gp", "pp", "uu", "ww", "gu", "layer")
 WEIGHT_FLOOR = 1e-3
 
 Optional = Tensor | None
+Combine = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 class UpdateSampler:
@@ -35,6 +36,7 @@ class UpdateSampler:
         device: Where the statistics are kept.
         dtype: Arithmetic; half precision parameters are measured in float32.
         limit: Number of coordinates.
+        sizes: Number of coordinates of each whole parameter, when ``shapes`` are those of shards.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class UpdateSampler:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         limit: int = 2048,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         total = sum(shape.numel() for shape in shapes)
         self.runs = runs
@@ -56,13 +59,14 @@ class UpdateSampler:
             torch.full((count,), shape.numel() / max(count, 1), dtype=self.dtype)
             for shape, count in zip(shapes, self.counts, strict=True)
         ]
-        matrices = [i for i, shape in enumerate(shapes) if len(shape) >= 2 and shape.numel() > 0]
         self.weights = (torch.cat(weights) if weights else torch.zeros(0)).to(self.device)
         self._root = self.weights.sqrt()
-        self.floor = total * WEIGHT_FLOOR**2
+        sizes = [shape.numel() for shape in shapes] if sizes is None else sizes
+        matrices = [i for i, shape in enumerate(shapes) if len(shape) >= 2 and sizes[i] > 0]
+        self.floor = sum(sizes) * WEIGHT_FLOOR**2
         offsets = np.concatenate([[0], np.cumsum(self.counts)])
         self._segments = [(int(offsets[i]), int(offsets[i + 1])) for i in matrices]
-        self._segment_floor = np.array([[shapes[i].numel() * WEIGHT_FLOOR**2] for i in matrices])
+        self._segment_floor = np.array([[sizes[i] * WEIGHT_FLOOR**2] for i in matrices])
         self._uniform = all(k == 1 for k in self.strides)
         self._before: Tensor | None = None
         self._gradient: Tensor | None = None
@@ -129,20 +133,32 @@ class UpdateSampler:
         )
         self._previous, self._before, self._gradient = gradient, None, None
 
-    def collect(self) -> NDArray[np.float64]:
-        """Samples since the last call, copied to the host: shape (samples, 7, N). Forgets the last gradient."""
+    def collect(self, combine: Combine | None = None) -> NDArray[np.float64]:
+        """Samples since the last call, copied to the host: shape (samples, 7, N). Forgets the last gradient.
+
+        Args:
+            combine: Is given what the columns are made of, sums over coordinates, as rows of shape (samples, sums);
+                what it returns takes their place.
+        """
         self._previous = None
         samples, self._samples = self._samples, []
-        if not samples:
+        if not samples and combine is None:
             return np.zeros((0, len(COLUMNS), self.runs))
         # Two copies, however many samples there are: each makes an accelerator wait.
-        packed = torch.cat([products.flatten() for products, _ in samples]).to("cpu", torch.float64).numpy()
-        layers = torch.stack([sums for _, sums in samples]).to("cpu", torch.float64).numpy()
+        packed, layers = np.zeros(0), np.zeros((0, len(self._segments), self.runs, 2))
+        if samples:
+            packed = torch.cat([products.flatten() for products, _ in samples]).to("cpu", torch.float64).numpy()
+            layers = torch.stack([sums for _, sums in samples]).to("cpu", torch.float64).numpy()
         values, at = np.full((len(samples), self.runs, 4, 4), math.nan), 0
         for sample, (products, _) in zip(values, samples, strict=True):
             size = products.shape[1]  # the first one has no gradient before it
             sample[:, :size, :size] = packed[at : at + products.numel()].reshape(products.shape)
             at += products.numel()
+        if combine is not None:
+            size = self.runs * 16
+            sums = combine(np.concatenate([values.reshape(-1, size), layers.reshape(len(layers), -1)], axis=1))
+            values = sums[:, :size].reshape(-1, self.runs, 4, 4)
+            layers = sums[:, size:].reshape(len(sums), *layers.shape[1:])
         gg, uu, ww, gu = values[:, :, 0, 0], values[:, :, 1, 1], values[:, :, 2, 2], -values[:, :, 0, 1]
         layer = np.zeros_like(gg)
         if layers.size:
