@@ -160,6 +160,12 @@ def test_bad_recipes_and_folders(tiny: dict[str, Any], trained: Path, tmp_path: 
         Recipe.from_dict({**tiny, "algo": "pppo"})
     with pytest.raises(ConfigError, match="discrete"):
         Recipe.from_dict({**tiny, "algo": "dqn"})
+    with pytest.raises(ConfigError, match="sac needs continuous actions; pass --action continuous"):
+        Recipe.from_dict({**tiny, "algo": "sac", "action": "discrete"})
+    with pytest.raises(ConfigError, match=r"recipe 'tiny': .*'decision'"):
+        Recipe.from_dict({**tiny, "cadence": {"decision": 10}}).make_env()
+    with pytest.raises(ConfigError, match="unknown activation 'gelu'; known: tanh, relu"):
+        train(Recipe.from_dict({**tiny, "policy": {"activation": "gelu"}}), tmp_path / "gelu")
     with pytest.raises(ConfigError, match="unknown recipe entries"):
         Recipe.from_dict({**tiny, "iteration": 3})
     with pytest.raises(ConfigError, match="at least 50 updates"):

@@ -38,6 +38,18 @@ def test_the_seed_determines_the_runs() -> None:
     assert not np.array_equal(make().reset(), second.reset())
 
 
+def test_relative_rewards_compare_the_runs_of_a_draw() -> None:
+    def step(relative: bool) -> np.ndarray:
+        batch = TrainingVectorEnv(6, draws=2, workload="wine-mlp", optimizer="adam", steps=25)
+        env = PopulationVecEnv(batch, seed=1, relative=relative)
+        env.reset()
+        return np.asarray(env.step(np.linspace(-1, 1, 6, dtype=np.float32)[:, None])[1])
+
+    plain = step(False).reshape(2, 3)
+    assert np.ptp(plain) > 0
+    np.testing.assert_allclose(step(True).reshape(2, 3), plain - plain.mean(axis=1, keepdims=True), atol=1e-6)
+
+
 def test_attributes_and_methods_reach_the_batch() -> None:
     env = make()
     assert env.get_attr("draws", indices=[0, 1]) == [2, 2]

@@ -151,6 +151,8 @@ def test_a_run_that_breaks_ends_with_finite_numbers() -> None:
         ({"action": "discreet"}, "continuous, discrete"),
         ({"steps": 0}, "positive integer"),
         ({"steps": (10, 5)}, "low <= high"),
+        ({"steps": (1, 2, 3)}, r"expected a number or \(low, high\), got \(1, 2, 3\)"),
+        ({"render_mode": "human"}, "unknown render_mode 'human'; known: 'ansi'"),
         ({"reward": "validation"}, "heldout, train, final"),
         ({"start": 2.0}, r"\(0, 1\)"),
         ({"dtype": "bfloat16"}, "float32"),
@@ -161,6 +163,11 @@ def test_a_run_that_breaks_ends_with_finite_numbers() -> None:
 def test_bad_settings_name_cause_and_mend(settings: dict[str, Any], message: str) -> None:
     with pytest.raises((ConfigError, WorkloadError), match=message):
         TrainingEnv(**settings).reset(seed=0)
+
+
+def test_seeds_of_its_own_differ_from_one_environment_to_the_next() -> None:
+    first, second = (TrainingEnv(workload="wine-mlp", optimizer="sgd", steps=20) for _ in range(2))
+    assert not np.array_equal(first.reset()[0], second.reset()[0])
 
 
 def test_vector_environment_refuses_what_it_cannot_share() -> None:

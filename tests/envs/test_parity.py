@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlrate import Controller, LearnedLR
-from rlrate.control import ControlSpec
+from rlrate.control import Cadence, ControlSpec
 from rlrate.controller import linear_layers
 from rlrate.envs import OPTIMIZERS, TrainingEnv, make_optimizer, make_workload
 from rlrate.envs.plain import plain_run
@@ -31,7 +31,7 @@ class Recording(Controller):
         return actions
 
 
-def lively_controller(seed: int = 0) -> Recording:
+def lively_controller(seed: int = 0, spec: ControlSpec | None = None) -> Recording:
     """A random network whose actions depend on every signal, and that raises the rate on average."""
     generator = torch.Generator().manual_seed(seed)
     width = len(ControlSpec().signals)
@@ -41,7 +41,7 @@ def lively_controller(seed: int = 0) -> Recording:
             (torch.randn(1, 16, generator=generator) / 4, torch.full((1,), 0.3)),
         ]
     )
-    return Recording(layers)
+    return Recording(layers, spec or ControlSpec())
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
@@ -87,8 +87,9 @@ def test_environment_and_scheduler_are_the_same_run(workload: str, optimizer: st
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_every_learning_rate_is_the_same(optimizer: str) -> None:
-    controller = lively_controller(1)
-    draw = Draw(make_workload("digits-gru", np.random.default_rng(0)), make_optimizer(optimizer), 210)
+    spec = ControlSpec(cadence=Cadence(decisions=12, first=5, ramp=4))
+    controller = lively_controller(1, spec)
+    draw = Draw(make_workload("digits-gru", np.random.default_rng(0)), make_optimizer(optimizer), 80)
     runs = TrainingRuns(TrainingConfig(spec=controller.spec, dtype="float64"), draw, [3])
     expected, losses = [], []
     while not runs.done:
@@ -98,7 +99,7 @@ def test_every_learning_rate_is_the_same(optimizer: str) -> None:
             runs.control.act(controller.act(runs.control.observe()))
 
     run = plain_run(draw.workload, draw.optimizer, 3, torch.float64)
-    scheduler = LearnedLR(run.optimizer, draw.steps, lively_controller(1))
+    scheduler = LearnedLR(run.optimizer, draw.steps, lively_controller(1, spec))
     for update in range(draw.steps):
         loss = run.backward()
         run.optimizer.step()
