@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from rlrate.control import LIMIT
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,39 @@ class Report:
     actions: NDArray[np.float64]
     cuts: int
     caps: int
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Draws rate, actions and signals over the updates; needs matplotlib.
+
+        Args:
+            path: Where to save the picture; its ending chooses the format.
+
+        Returns:
+            The path.
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 8), layout="constrained")
+        rate, action, signals = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 4))
+        rate.step(self.updates, self.rates, where="post")
+        rate.set(yscale="log", ylabel="learning rate", title=f"cuts: {self.cuts}, capped decisions: {self.caps}")
+        action.axhline(0.0, color="0.8", linewidth=1)
+        action.plot(self.updates, self.actions, ".-")
+        action.set(ylim=(-1.1, 1.1), ylabel="action")
+        shown = signals.imshow(
+            self.observations.T,
+            aspect="auto",
+            interpolation="nearest",
+            cmap="RdBu_r",
+            vmin=-LIMIT,
+            vmax=LIMIT,
+            extent=(0, max(int(self.updates.max(initial=0)), 1), len(self.signals) - 0.5, -0.5),
+        )
+        signals.set_yticks(range(len(self.signals)), self.signals, fontsize=7)
+        signals.set(xlabel="updates (columns of the signals: one for each decision)")
+        figure.colorbar(shown, ax=signals)
+        figure.savefig(path)
+        return Path(path)
 
 
 class Recorder:
