@@ -134,6 +134,7 @@ def test_what_is_vectorised_is_what_it_is_alone(model: str) -> None:
         check(make_workload(*VECTORISED[model]))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own, once in a process
 @pytest.mark.parametrize("model", ONE_BY_ONE)
 def test_what_cannot_be_is_trained_one_by_one(model: str) -> None:
     with pytest.warns(UserWarning, match=r"run one by one.*cannot be vectorised"):
