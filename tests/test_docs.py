@@ -51,6 +51,7 @@ def test_every_block_says_its_language() -> None:
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SB3_LOGDIR", str(tmp_path))  # else a folder beside all temporary ones, for good
     # Blocks of a page are read one after another, and run so.
     namespace: dict[str, Any] = {"__name__": "documentation"}
     for code in blocks(page, "python"):
