@@ -22,8 +22,10 @@ import rlrate
 from rlrate.agents import Recipe, train
 from rlrate.envs import Workload, make_optimizer, make_workload
 from rlrate.envs.plain import plain_run
-from rlrate.experiments.compare import REPORT_SEED, Comparison, compare
-from rlrate.experiments.statistics import bootstrap
+from rlrate.envs.training import Draw
+from rlrate.experiments.compare import REPORT_SEED, Comparison, compare, peak_grid
+from rlrate.experiments.runs import run_schedules
+from rlrate.experiments.statistics import bootstrap, centre
 
 RECIPE = "demo"
 WORKLOAD = "digits-cnn"
@@ -32,7 +34,8 @@ STEPS = 400
 STARTS = 50
 
 Losses = NDArray[np.float64]
-console = Console()
+# Where nobody watches, the table must not be folded.
+console = Console() if sys.stdout.isatty() else Console(width=130)
 
 
 def main(out: Path = Path("runs/demo")) -> None:
@@ -127,13 +130,14 @@ def _compare(controller: rlrate.Controller, out: Path) -> Comparison:
 
 def _verdict(comparison: Comparison, starts: Losses) -> None:
     """Learned against Adam at its best constant rate, seed by seed."""
-    learned = comparison.row(WORKLOAD, "adam", "learned")
-    constant = comparison.row(WORKLOAD, "adam", "constant")
-    logs = np.log(np.array(learned.losses) / np.array(constant.losses))
+    learned = np.array(comparison.row(WORKLOAD, "adam", "learned").losses)
+    constant, peak, trials = _best_constant(len(learned))
+    logs = np.log(learned / constant)
     low, high = bootstrap(logs)
     console.print(
-        f"learned, no learning rate given / Adam at the best constant of {constant.trials} rates: "
-        f"[bold]{np.exp(logs.mean()):.3f}[/bold] (95 % interval {low:.3f} .. {high:.3f}, {len(logs)} paired seeds)"
+        f"learned, no learning rate given / Adam at the best constant of {trials} rates ({peak:.3g}, the best on these "
+        f"very seeds): [bold]{np.exp(logs.mean()):.3f}[/bold] (95 % interval {low:.3f} .. {high:.3f}, "
+        f"{len(logs)} paired seeds)"
     )
     total = comparison.summary()["all"]
     console.print(
@@ -141,6 +145,17 @@ def _verdict(comparison: Comparison, starts: Losses) -> None:
         f"{total['ratio']:.3f}; diverged: {total['diverged'] + int((~np.isfinite(starts)).sum())} of "
         f"{total['runs'] + len(starts)} learned runs"
     )
+
+
+def _best_constant(seeds: int) -> tuple[Losses, float, int]:
+    """Losses of Adam at the constant rate that is best on the reported seeds: a choice that favours it."""
+    draw = Draw(make_workload(WORKLOAD, np.random.default_rng(0)), make_optimizer("adam"), STEPS)
+    peaks = peak_grid("adam", 9)
+    cells = [(peak, REPORT_SEED + seed) for peak in peaks for seed in range(seeds)]
+    trace = run_schedules(draw, [c[1] for c in cells], ["constant"] * len(cells), [c[0] for c in cells])
+    losses = trace.heldout_loss.reshape(len(peaks), seeds)
+    best = int(np.argmin([centre(row) for row in losses]))
+    return losses[best], float(peaks[best]), len(peaks)
 
 
 def _progress() -> Progress:
