@@ -172,7 +172,7 @@ def test_the_benchmark_covers_three_sizes() -> None:
 def test_the_command_prints_the_figures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from rlrate.cli import main
 
-    small = {name: Model((8, 8, 2), 100, 30, 1) for name in MODELS}
+    small = {name: Model((8, 8, 2), 400, 30, 1) for name in MODELS}
     monkeypatch.setattr("rlrate.bench.MODELS", small)
     with pytest.raises(SystemExit) as stop:
         main(["bench", "scheduler", "--json"])
