@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from rlrate import Controller, LearnedLR
-from rlrate.bench import MODELS, Model, extra_memory, time_ratio
+from rlrate.bench import MODELS, Model, extra_memory
 from rlrate.control import ControlSpec
 from rlrate.control.control import WINDOW
 
@@ -156,12 +156,6 @@ def test_weights_of_any_layout_are_not_copied(make_controller: Make) -> None:
             scheduler.step(float(parameter.detach().square().mean()))
         rates.append(scheduler.report().rates)
     np.testing.assert_allclose(rates[0], rates[1], rtol=1e-3)  # probes are rounded in another order
-
-
-def test_a_small_network_trains_about_as_fast_as_with_a_cosine() -> None:
-    """The figure for three sizes is printed by ``rlrate bench scheduler``; this one allows for a busy machine."""
-    figures = time_ratio(Model((64, 128, 10), 10_000, 1500, 5))
-    assert figures["ratio"] < 1.25
 
 
 def test_the_benchmark_covers_three_sizes() -> None:
