@@ -5,7 +5,7 @@ scikit-learn, before it is asked for.
 """
 
 from rlrate.envs.workload import Workload, check_workload
-from rlrate.envs.workloads import images, quadratic, sequences, tabular
+from rlrate.envs.workloads import attention, deep, images, quadratic, sequences, tabular
 from rlrate.envs.workloads.quadratic import QuadraticWorkload
 from rlrate.envs.workloads.registry import (
     Factory,
@@ -26,7 +26,9 @@ __all__ = [
     "Workload",
     "WorkloadEntry",
     "WorkloadSpec",
+    "attention",
     "check_workload",
+    "deep",
     "get_workload",
     "images",
     "make_workload",

@@ -218,6 +218,8 @@ class CharTransformer(nn.Module):
         expansion: Width of a block's MLP relative to ``width``.
         pre_norm: Normalise before attention and MLP (else after, as in the original).
         activation: Name of the MLP's activation.
+        norm: "layer", "rms" or "none".
+        gain: Factor on the weights of every linear layer.
     """
 
     def __init__(
@@ -231,6 +233,8 @@ class CharTransformer(nn.Module):
         expansion: int = 2,
         pre_norm: bool = True,
         activation: str = "gelu",
+        norm: str = "layer",
+        gain: float = 1.0,
     ) -> None:
         """Create the layers; arguments as above."""
         super().__init__()
@@ -239,10 +243,11 @@ class CharTransformer(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.1)
         nn.init.normal_(self.position, std=0.1)
         self.blocks = nn.ModuleList(
-            _Block(width, heads, expansion * width, pre_norm, activation) for _ in range(blocks)
+            _Block(width, heads, expansion * width, pre_norm, activation, norm) for _ in range(blocks)
         )
-        self.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
+        self.norm = _norm(norm, width) if pre_norm else nn.Identity()
         self.head = nn.Linear(width, characters)
+        initialise(self, "default", gain)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, steps) int64 -> (batch, steps, characters)."""
@@ -253,13 +258,13 @@ class CharTransformer(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, inner: int, pre_norm: bool, activation: str) -> None:
+    def __init__(self, width: int, heads: int, inner: int, pre_norm: bool, activation: str, norm: str) -> None:
         super().__init__()
         self.heads, self.pre_norm = heads, pre_norm
         self.project = nn.Linear(width, 3 * width)
         self.merge = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, inner), _activation(activation), nn.Linear(inner, width))
-        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.norms = nn.ModuleList([_norm(norm, width), _norm(norm, width)])
 
     def forward(self, hidden: Tensor) -> Tensor:
         first, second = self.norms

@@ -37,6 +37,8 @@ FAMILIES = [
     "recurrent",
     "char-transformer",
     "noisy-quadratic",
+    "deep-mlp",
+    "attention",
 ]
 FIXED = [
     "digits-mlp",
