@@ -1,10 +1,10 @@
-"""Checkpoints of a controller's training: plain tensors and numbers, nothing that executes."""
+"""Checkpoints of a controller's training: plain tensors and numbers with a checksum, nothing that executes."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,19 @@ from rlrate.agents.vecenv import PopulationVecEnv
 from rlrate.errors import ConfigError
 from rlrate.storage import write_atomically
 
+VERSION = 1
+MAX_BYTES = 256 * 2**20
+
 _NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
+_MAGIC = b"rlrate.checkpoint"
+_ENTRIES = {
+    *("policy", "optimizers", "num_timesteps", "n_updates", "episode"),
+    *("torch_rng", "numpy_rng", "rows", "digest"),
+}
+
+
+class _OtherVersion(ConfigError):
+    """An intact checkpoint of another format version."""
 
 
 def write_checkpoint(
@@ -41,9 +53,7 @@ def write_checkpoint(
     buffer = io.BytesIO()
     torch.save(state, buffer)
     path = out / _NAMES[0]
-    if path.exists():
-        path.replace(out / _NAMES[1])
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, _sealed(buffer.getvalue()), keep=out / _NAMES[1])
 
 
 def has_checkpoint(out: Path) -> bool:
@@ -63,13 +73,11 @@ def read_checkpoint(out: Path) -> dict[str, Any]:
         if not path.exists():
             continue
         try:
-            state = torch.load(path, weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            problems.append(f"{name} is damaged ({type(error).__name__})")
-            continue
-        if isinstance(state, dict) and "policy" in state:
-            return state
-        problems.append(f"{name} is not a checkpoint of a controller's training")
+            return _read(path)
+        except _OtherVersion as error:  # nothing is wrong with it: the one before must not take its place
+            raise ConfigError(f"cannot resume or export {out}: {name} {error}") from None
+        except ConfigError as error:
+            problems.append(f"{name} {error}")
     reason = "; ".join(problems) or "it has no checkpoint"
     raise ConfigError(f"nothing to resume or export in {out}: {reason}. Was it written by `rlrate train --out`?")
 
@@ -90,6 +98,52 @@ def restore_state(model: BaseAlgorithm, env: PopulationVecEnv, state: dict[str, 
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     rows: list[dict[str, Any]] = json.loads(state["rows"])
     return rows
+
+
+def _sealed(payload: bytes) -> bytes:
+    """A line with format, version and checksum, then the payload: torch's own archive notices no flipped bit."""
+    version = b"%d" % VERSION
+    return b" ".join([_MAGIC, version, _digest(version, payload)]) + b"\n" + payload
+
+
+def _digest(version: bytes, payload: bytes) -> bytes:
+    return hashlib.sha256(b"%s\n%s" % (version, payload)).hexdigest().encode()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """One checkpoint; the message of the ConfigError goes on after the file's name."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror or error})") from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"is larger than {MAX_BYTES:,} bytes, which no checkpoint is")
+    payload = data if data[:2] == b"PK" else _unsealed(data)  # those of the first days have no checksum
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # the many ways in which torch tells that it cannot read a file
+        raise ConfigError(f"is damaged ({type(error).__name__})") from None
+    if not isinstance(state, dict) or not set(state) >= _ENTRIES:
+        raise ConfigError("is not a checkpoint of a controller's training")
+    return state
+
+
+def _unsealed(data: bytes) -> bytes:
+    line, _, payload = data[:200].partition(b"\n")
+    magic, *rest = line.split(b" ")
+    if magic != _MAGIC or len(rest) != 2:
+        raise ConfigError("is damaged, or not a checkpoint of a controller's training")
+    payload = data[len(line) + 1 :]
+    version, digest = rest
+    if _digest(version, payload) != digest:
+        raise ConfigError("is damaged (its checksum does not match)")
+    if version != b"%d" % VERSION:
+        raise _OtherVersion(
+            f"has checkpoint format version {version.decode('ascii', 'replace')}, this rlrate reads version {VERSION}; "
+            "continue with the version of rlrate that wrote it"
+        )
+    return payload
 
 
 def _optimizers(model: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:

@@ -114,7 +114,7 @@ class Recipe:
     @property
     def digest(self) -> str:
         """SHA-256 of the recipe: two trainings with the same digest are the same training."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        return digest_of(self.to_dict())
 
     @property
     def spec(self) -> ControlSpec:
@@ -156,6 +156,11 @@ class Recipe:
                 f"got {shortest}; raise environment.steps or lower cadence.decisions"
             )
         return env
+
+
+def digest_of(recipe: dict[str, Any]) -> str:
+    """SHA-256 of a recipe's plain values, as 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
 def recipe_names() -> list[str]:

@@ -23,7 +23,7 @@ import rlrate
 from rlrate.agents.checkpoint import has_checkpoint, read_checkpoint, restore_state, write_checkpoint
 from rlrate.agents.export import controller_from
 from rlrate.agents.metrics import RolloutMetrics, write_csv
-from rlrate.agents.recipe import ON_POLICY, Recipe
+from rlrate.agents.recipe import ON_POLICY, Recipe, digest_of
 from rlrate.agents.vecenv import PopulationVecEnv
 from rlrate.envs.env import to_unit
 from rlrate.errors import ConfigError
@@ -243,6 +243,8 @@ def _config(recipe: Recipe) -> bytes:
 def _recorded_recipe(out: Path) -> Recipe:
     try:
         record = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        if digest_of(record["recipe"]) != record["digest"]:
+            raise ValueError("its recipe does not match its checksum")
         return Recipe.from_dict(record["recipe"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from rlrate.container import CHECKSUM, checksum, read
 from rlrate.control import ControlSpec
 from rlrate.errors import ConfigError, ControllerError
 from rlrate.storage import write_atomically
@@ -27,6 +27,7 @@ MAX_BYTES = 16 * 2**20
 
 Head = Literal["clip", "tanh", "argmax"]
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
+_ENTRIES = {"format", "version", "specification", "provenance", "identity", CHECKSUM}
 _BUNDLED = Path(__file__).parent / "controllers"
 
 
@@ -108,7 +109,7 @@ class Controller:
         for index, (weight, bias) in enumerate(self.layers):
             tensors[f"layer.{index}.weight"] = weight.contiguous()
             tensors[f"layer.{index}.bias"] = bias.contiguous()
-        header = {
+        header: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "specification": self._specification(),
@@ -116,10 +117,12 @@ class Controller:
             "identity": self.identity,
         }
         try:
+            header = json.loads(json.dumps(header))  # as it will be read: names that are numbers become strings
+            header[CHECKSUM] = checksum(header, tensors)
             # One entry: the order of several would differ from run to run.
             data = serialise(tensors, {"rlrate": json.dumps(header, sort_keys=True)})
             write_atomically(path, data)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ControllerError(f"the provenance of a controller holds only what JSON can hold: {error}") from None
         except OSError as error:
             raise ControllerError(
@@ -137,21 +140,8 @@ class Controller:
             ControllerError: when the file is missing, not a controller, damaged, or of another version.
         """
         path = _resolve(source)
-        try:
-            size = path.stat().st_size
-            if size > MAX_BYTES:
-                raise ControllerError(
-                    f"{path.name} has {size:,} bytes; a controller has at most {MAX_BYTES:,}. "
-                    "Is this the file that `rlrate train` or `rlrate export` wrote?"
-                )
-            with safe_open(path, framework="pt", device="cpu") as file:
-                header = _header(path, file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except OSError as error:
-            raise ControllerError(f"cannot read {path} ({error.strerror or error}); check its permissions") from None
-        except (SafetensorError, ValueError, TypeError, AttributeError) as error:
-            raise ControllerError(_diagnosis(path, error)) from None
-        return cls._from_parts(path, header, tensors)
+        entry, tensors = read(path, MAX_BYTES)
+        return cls._from_parts(path, _header(path, entry), tensors)
 
     @classmethod
     def _from_parts(cls, path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Controller:
@@ -161,19 +151,25 @@ class Controller:
             provenance = header["provenance"]
             if set(tensors) != names or not isinstance(specification, dict):
                 raise ConfigError("its tensors are not those of a policy network")
+            if not isinstance(provenance, dict):
+                raise ConfigError("its provenance is not a dictionary")
             controller = cls(
                 tuple((tensors[f"layer.{i}.weight"], tensors[f"layer.{i}.bias"]) for i in range(len(tensors) // 2)),
                 ControlSpec.from_dict(specification.get("control")),
                 activation=specification.get("activation", ""),
                 head=specification.get("head", ""),
-                provenance=provenance if isinstance(provenance, dict) else {},
+                provenance=provenance,
             )
-        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            # Files of the first days have no checksum of their own; the identity leaves the provenance out.
+            whole = CHECKSUM not in header or header[CHECKSUM] == checksum(header, tensors)
+        except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
             raise ControllerError(f"{path.name} is not a valid controller: {error}") from None
-        if controller.identity != header.get("identity"):
+        if specification != controller._specification() or controller.identity != header.get("identity"):
             raise ControllerError(
                 f"{path.name} is damaged: its weights do not match the checksum in its header; copy it again"
             )
+        if not whole:
+            raise ControllerError(f"{path.name} is damaged: its header does not match its checksum; copy it again")
         return controller
 
     def __eq__(self, other: object) -> bool:
@@ -242,27 +238,8 @@ def _resolve(source: str | os.PathLike[str]) -> Path:
     )
 
 
-def _diagnosis(path: Path, error: Exception) -> str:
-    """Says what a file is that safetensors refused; looked at only then, since nothing was executed by trying."""
-    with path.open("rb") as file:
-        head = file.read(2)
-    if head == b"PK" or (head[:1] == b"\x80" and head[1:] <= b"\x05"):
-        return (
-            f"{path.name} is a pickle or zip archive (a Stable-Baselines3 or torch.save file?), which could run "
-            "code when loaded; export it from its training folder with `rlrate export` and load the result"
-        )
-    return (
-        f"{path.name} is truncated, damaged or not a safetensors file ({error}); "
-        "copy it again, or write it anew with `rlrate export`"
-    )
-
-
-def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The JSON header of a controller file, once format and version are right."""
-    try:
-        header = json.loads(metadata.get("rlrate", "null"))
-    except (ValueError, RecursionError):
-        raise ControllerError(f"{path.name} is damaged: its header is not JSON") from None
+def _header(path: Path, header: object) -> dict[str, Any]:
+    """The header of a controller file, once format, version and names of its entries are right."""
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ControllerError(
             f"{path.name} is a safetensors file but not a controller; `rlrate export` writes controllers"
@@ -274,6 +251,9 @@ def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             f"{path.name} has controller format version {version}, this rlrate reads version {VERSION}; "
             + ("upgrade rlrate" if newer else "export it again with this version")
         )
+    unknown = sorted(set(header) - _ENTRIES)
+    if unknown:
+        raise ControllerError(f"{path.name} is not a valid controller: unknown entries {unknown} in its header")
     return header
 
 
