@@ -5,7 +5,18 @@ scikit-learn, before it is asked for.
 """
 
 from rlrate.envs.workload import Workload, check_workload
-from rlrate.envs.workloads import attention, deep, images, quadratic, sequences, tabular
+from rlrate.envs.workloads import (
+    attention,
+    conditioned,
+    deep,
+    images,
+    moving,
+    noisy,
+    plateau,
+    quadratic,
+    sequences,
+    tabular,
+)
 from rlrate.envs.workloads.quadratic import QuadraticWorkload
 from rlrate.envs.workloads.registry import (
     Factory,
@@ -28,10 +39,14 @@ __all__ = [
     "WorkloadSpec",
     "attention",
     "check_workload",
+    "conditioned",
     "deep",
     "get_workload",
     "images",
     "make_workload",
+    "moving",
+    "noisy",
+    "plateau",
     "quadratic",
     "register_workload",
     "sequences",

@@ -25,6 +25,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "leaky-relu": nn.LeakyReLU,
     "sigmoid": nn.Sigmoid,
+    "identity": nn.Identity,
 }
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "manifold",
     "parity",
     "spirals",
+    "teacher",
     "teacher_classification",
     "teacher_regression",
     "textures",
@@ -25,7 +26,7 @@ __all__ = [
 SIZE = 2500  # examples drawn per synthetic task, before the split
 
 
-def _teacher(rng: np.random.Generator, inputs: Array, outputs: int) -> Array:
+def teacher(rng: np.random.Generator, inputs: Array, outputs: int) -> Array:
     """Outputs of a random network with one or two hidden layers of tanh, of deviation 1."""
     hidden = inputs
     for _ in range(int(rng.integers(1, 3))):
@@ -67,7 +68,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Array | float:
 def teacher_classification(rng: np.random.Generator) -> Examples:
     """The most likely class under a random network, 2 to 10 classes."""
     inputs, classes = _gaussian_inputs(rng), int(rng.integers(2, 11))
-    return _classes("teacher", inputs, _teacher(rng, inputs, classes).argmax(axis=1), classes)
+    return _classes("teacher", inputs, teacher(rng, inputs, classes).argmax(axis=1), classes)
 
 
 def blobs(rng: np.random.Generator) -> Examples:
@@ -124,7 +125,7 @@ def bag_of_words(rng: np.random.Generator) -> Examples:
 def teacher_regression(rng: np.random.Generator) -> Examples:
     """Outputs of a random network, one to four of them, with or without noise."""
     inputs = _gaussian_inputs(rng)
-    values = _teacher(rng, inputs, int(rng.integers(1, 5)))
+    values = teacher(rng, inputs, int(rng.integers(1, 5)))
     return _values("teacher", inputs, values, _noise(rng, values.shape))
 
 
@@ -171,6 +172,6 @@ def textures(rng: np.random.Generator) -> Examples:
 def manifold(rng: np.random.Generator) -> Examples:
     """Points near a curved surface of 2 to 6 dimensions in 24 to 80; the targets are unused."""
     latent, ambient = int(rng.integers(2, 7)), log_integer(rng, 24, 80)
-    points = _teacher(rng, rng.normal(size=(SIZE, latent)), ambient)
+    points = teacher(rng, rng.normal(size=(SIZE, latent)), ambient)
     points = points + log_uniform(rng, 0.003, 0.3) * rng.normal(size=points.shape)
     return Examples("manifold", points.astype(np.float32), np.zeros((SIZE, 1), np.float32))
