@@ -263,7 +263,7 @@ def _compare_cell(
         [chosen[name] for name in names for _ in seeds],
         tick,
     )
-    traces = {name: _columns(trace, slice(i * len(seeds), (i + 1) * len(seeds))) for i, name in enumerate(names)}
+    traces = {name: trace.columns(slice(i * len(seeds), (i + 1) * len(seeds))) for i, name in enumerate(names)}
     traces[LEARNED] = run_learned(draw, seeds, controller, tick)
     best = min(names, key=lambda name: centre(traces[name].heldout_loss))
     rows = []
@@ -319,17 +319,6 @@ class _Meter:
         self.done += updates
         if self.progress is not None:
             self.progress(self.done, self.total, self.label)
-
-
-def _columns(trace: Trace, part: slice) -> Trace:
-    return Trace(
-        trace.updates,
-        trace.train_loss[:, part],
-        trace.rate[:, part],
-        trace.heldout_loss[part],
-        trace.heldout_accuracy[part],
-        trace.diverged[part],
-    )
 
 
 def _plain(value: Any) -> Any:

@@ -3,50 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from rlrate.control import ControlSpec
 from rlrate.controller import Controller
 from rlrate.envs import Population, TrainingConfig, TrainingRuns
 from rlrate.envs.training import Draw
-from rlrate.experiments.schedules import PLATEAU, ReduceOnPlateau, factor_table
+from rlrate.experiments.recording import Array, Recorder, Tick, Trace, join
+from rlrate.experiments.rules import RULES
+from rlrate.experiments.schedules import GRADIENT_NORM, factor_table
 
-Array = NDArray[np.float64]
-Tick = Callable[[int], None]
-
-#: Points of each curve that are kept.
-POINTS = 60
+__all__ = ["CHUNK", "Array", "Tick", "Trace", "run_controlled", "run_learned", "run_schedules", "run_tables"]
 
 #: Networks trained together; larger grids are split.
 CHUNK = 64
 
-
-@dataclass
-class Trace:
-    """What N training runs left behind.
-
-    Attributes:
-        updates: Completed updates at each point of the curves, shape (P,).
-        train_loss: Mean training loss since the point before, shape (P, N).
-        rate: Learning rate at each point, shape (P, N).
-        heldout_loss: Final held-out loss, shape (N,); infinite for a run that diverged.
-        heldout_accuracy: Final held-out accuracy, shape (N,), NaN where undefined.
-        diverged: Whether the final loss is not finite, shape (N,).
-    """
-
-    updates: NDArray[np.int64]
-    train_loss: Array
-    rate: Array
-    heldout_loss: Array
-    heldout_accuracy: Array
-    diverged: NDArray[np.bool_]
+#: Observations of shape (N, signals) to actions of shape (N,).
+Act = Callable[[NDArray[np.float32]], Array]
 
 
 def run_schedules(
-    draw: Draw, seeds: Sequence[int], names: Sequence[str], peaks: Sequence[float], tick: Tick | None = None
+    draw: Draw,
+    seeds: Sequence[int],
+    names: Sequence[str],
+    peaks: Sequence[float],
+    tick: Tick | None = None,
+    *,
+    heldout: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Trace:
     """Trains one network for each (seed, schedule, peak rate) triple.
 
@@ -56,91 +44,121 @@ def run_schedules(
         names: Schedule of each run; see :func:`rlrate.experiments.schedules.schedule_names`.
         peaks: Peak learning rate of each run.
         tick: Called with the number of network updates made since the last call.
+        heldout: Whether to record curves of the held-out loss too.
+        dtype: Of weights and floating point data.
     """
     parts = []
     for start in range(0, len(seeds), CHUNK):
         part = slice(start, start + CHUNK)
-        parts.append(_run_chunk(draw, seeds[part], names[part], np.asarray(peaks[part]), tick))
-    return _join(parts)
+        rates = _Scheduled(draw.steps, names[part], np.asarray(peaks[part], np.float64))
+        parts.append(_run_chunk(draw, seeds[part], rates, tick, heldout, dtype))
+    return join(parts)
 
 
-def run_learned(draw: Draw, seeds: Sequence[int], controller: Controller, tick: Tick | None = None) -> Trace:
+def run_tables(draw: Draw, seeds: Sequence[int], table: Array, tick: Tick | None = None) -> Trace:
+    """Trains one network for each seed, all at the learning rates of ``table``, shape (steps,)."""
+    rates = _Scheduled(draw.steps, ["constant"] * len(seeds), np.ones(len(seeds)))
+    rates.factors[:] = table[:, None]
+    return _run_chunk(draw, seeds, rates, tick, True, torch.float32)
+
+
+def run_learned(
+    draw: Draw,
+    seeds: Sequence[int],
+    controller: Controller,
+    tick: Tick | None = None,
+    *,
+    heldout: bool = False,
+    dtype: str = "float32",
+) -> Trace:
     """Trains one network for each seed, its rate set by ``controller``."""
-    runs = TrainingRuns(TrainingConfig(spec=controller.spec), draw, seeds)
-    recorder = _Recorder(draw.steps, len(seeds))
+    return run_controlled(draw, seeds, controller.spec, controller.act, tick, heldout=heldout, dtype=dtype)
+
+
+def run_controlled(
+    draw: Draw,
+    seeds: Sequence[int],
+    spec: ControlSpec,
+    act: Act,
+    tick: Tick | None = None,
+    *,
+    heldout: bool = False,
+    watch: Callable[[Array], None] | None = None,
+    dtype: str = "float32",
+) -> Trace:
+    """Trains one network for each seed; at each decision ``act`` turns observations into actions.
+
+    Args:
+        draw: Workload, optimizer and budget.
+        seeds: Seed of each run.
+        spec: Signals, cadence and action.
+        act: The policy.
+        tick: Called with the number of network updates made since the last call.
+        heldout: Whether to record curves of the held-out loss too.
+        watch: Called with the learning rates (N,) of every update.
+        dtype: Of weights and floating point data.
+    """
+    runs = TrainingRuns(TrainingConfig(spec=spec, dtype=dtype), draw, seeds)
+    recorder = Recorder(draw.steps, len(seeds), runs.population.heldout, heldout=heldout)
     while not runs.done:
         rates = runs.rates
         recorder.add(runs.update(), rates)
+        if watch is not None:
+            watch(rates)
         if runs.control.decision_due:
-            runs.control.act(controller.act(runs.control.observe()))
+            runs.control.act(act(runs.control.observe()))
         if tick is not None:
             tick(len(seeds))
-    return recorder.trace(runs.population)
+    return recorder.trace()
 
 
-def _run_chunk(draw: Draw, seeds: Sequence[int], names: Sequence[str], peaks: Array, tick: Tick | None) -> Trace:
-    population = Population(draw.workload, draw.optimizer, seeds)
-    recorder = _Recorder(draw.steps, len(seeds))
-    adaptive = np.array([name == PLATEAU for name in names])
-    plateau = ReduceOnPlateau(int(adaptive.sum()), draw.steps) if adaptive.any() else None
-    factors = np.ones((draw.steps, len(seeds)))
-    for column, name in enumerate(names):
-        if name != PLATEAU:
-            factors[:, column] = factor_table(name, draw.steps)
+def norms(gradients: Sequence[Tensor]) -> Array:
+    """Norm of each network's whole gradient, shape (N,), of tensors (N, *shape)."""
+    total = torch.stack([g.flatten(1).double().square().sum(1) for g in gradients]).sum(0)
+    values: Array = total.sqrt().numpy()
+    return values
+
+
+class _Scheduled:
+    """Learning rates of N runs under named schedules, update by update."""
+
+    def __init__(self, steps: int, names: Sequence[str], peaks: Array) -> None:
+        self.peaks = peaks
+        self.factors = np.ones((steps, len(names)))
+        self.needs_norms = GRADIENT_NORM in names
+        self._rules = []
+        for name in dict.fromkeys(names):
+            columns = np.array([other == name for other in names])
+            if name in RULES:
+                self._rules.append((columns, RULES[name](int(columns.sum()), steps)))
+            else:
+                self.factors[:, columns] = factor_table(name, steps)[:, None]
+
+    def rates(self, update: int) -> Array:
+        """Of the next update, shape (N,)."""
+        for columns, rule in self._rules:
+            self.factors[update, columns] = rule.factors
+        return self.peaks * self.factors[update]
+
+    def told(self, losses: Array, gradient_norms: Array | None) -> None:
+        """Tells the schedules that listen what the update was like."""
+        for columns, rule in self._rules:
+            rule.step(losses[columns], None if gradient_norms is None else gradient_norms[columns])
+
+
+def _run_chunk(
+    draw: Draw, seeds: Sequence[int], scheduled: _Scheduled, tick: Tick | None, heldout: bool, dtype: torch.dtype
+) -> Trace:
+    population = Population(draw.workload, draw.optimizer, seeds, dtype=dtype)
+    recorder = Recorder(draw.steps, len(seeds), population.heldout, heldout=heldout)
     for update in range(draw.steps):
-        if plateau is not None:
-            factors[update, adaptive] = plateau.factors
-        rates = peaks * factors[update]
+        rates = scheduled.rates(update)
         losses = population.backward()
+        gradient_norms = norms(population.gradients) if scheduled.needs_norms else None
         population.update(torch.from_numpy(rates).to(losses.dtype))
         values = losses.double().numpy()
-        if plateau is not None:
-            plateau.step(values[adaptive])
+        scheduled.told(values, gradient_norms)
         recorder.add(values, rates)
         if tick is not None:
             tick(len(seeds))
-    return recorder.trace(population)
-
-
-class _Recorder:
-    """Thins the curves of N runs to about :data:`POINTS` points."""
-
-    def __init__(self, steps: int, runs: int) -> None:
-        self._ends = set(np.unique(np.rint(np.linspace(0, steps, POINTS + 1)[1:])).astype(int).tolist())
-        self._count, self._since = 0, 0
-        self._sum = np.zeros(runs)
-        self._points: list[tuple[int, Array, Array]] = []
-
-    def add(self, losses: Array, rates: Array) -> None:
-        self._count += 1
-        self._since += 1
-        with np.errstate(all="ignore"):
-            self._sum = self._sum + losses
-        if self._count in self._ends:
-            self._points.append((self._count, self._sum / self._since, rates.copy()))
-            self._sum, self._since = np.zeros_like(self._sum), 0
-
-    def trace(self, population: Population) -> Trace:
-        loss, accuracy = population.heldout()
-        values: Array = loss.double().numpy()
-        finite = np.isfinite(values)
-        updates, losses, rates = zip(*self._points, strict=True)
-        return Trace(
-            np.array(updates),
-            np.stack(losses),
-            np.stack(rates),
-            np.where(finite, values, np.inf),
-            accuracy.double().numpy(),
-            ~finite,
-        )
-
-
-def _join(parts: Sequence[Trace]) -> Trace:
-    return Trace(
-        parts[0].updates,
-        np.concatenate([p.train_loss for p in parts], axis=1),
-        np.concatenate([p.rate for p in parts], axis=1),
-        np.concatenate([p.heldout_loss for p in parts]),
-        np.concatenate([p.heldout_accuracy for p in parts]),
-        np.concatenate([p.diverged for p in parts]),
-    )
+    return recorder.trace()

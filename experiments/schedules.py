@@ -1,13 +1,14 @@
 """Hand-tuned learning-rate schedules: the rivals of a learned one.
 
 An open-loop schedule is a table of factors, one per update, by which the peak learning rate is
-multiplied. The tables are not formulas of ours: each is recorded from the scheduler that
-`torch.optim.lr_scheduler` ships, so that a comparison is with what people use. Reduce-on-plateau
-listens to the loss, so it is an object that is stepped.
+multiplied. The tables are not formulas of ours: each is recorded from a scheduler that
+`torch.optim.lr_scheduler` or `pytorch_optimizer` ships, so that a comparison is with what people
+use. Those that listen to the training are objects that are stepped: see `rlrate.experiments.rules`.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeAlias
@@ -19,12 +20,14 @@ from torch.optim import Optimizer, lr_scheduler
 
 from rlrate.errors import ConfigError, unknown_name
 
-__all__ = ["PLATEAU", "Factors", "ReduceOnPlateau", "factor_table", "schedule_names"]
+__all__ = ["GRADIENT_NORM", "GREEDY", "PLATEAU", "Factors", "factor_table", "schedule_help", "schedule_names"]
 
 Factors: TypeAlias = npt.NDArray[np.float64]
 _Maker: TypeAlias = Callable[[Optimizer, int], lr_scheduler.LRScheduler]
 
-PLATEAU = "reduce-on-plateau"
+#: Schedules that listen to the loss or to the gradient.
+PLATEAU, GREEDY, GRADIENT_NORM = "reduce-on-plateau", "greedy", "gradient-norm"
+REACTIVE = (PLATEAU, GREEDY, GRADIENT_NORM)
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
@@ -54,7 +57,7 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRSche
     The rise takes W = round(total_steps / 20) updates, from 1/(W + 1) of the peak; with W = 0 there
     is none.
     """
-    warmup = round(0.05 * total_steps)
+    warmup = _warmup(total_steps)
     if warmup == 0:
         return cosine(optimizer, total_steps)
     rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
@@ -75,6 +78,65 @@ def linear(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
     return lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=total_steps)
 
 
+def polynomial(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
+    """The square of the share of the budget that is left."""
+    return lr_scheduler.PolynomialLR(optimizer, total_iters=total_steps, power=2.0)
+
+
+def warmup_linear(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
+    """The rise of `warmup_cosine`, then `linear` over the rest."""
+    warmup = _warmup(total_steps)
+    if warmup == 0:
+        return linear(optimizer, total_steps)
+    rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return lr_scheduler.SequentialLR(optimizer, [rise, linear(optimizer, total_steps - warmup)], milestones=[warmup])
+
+
+def cosine_restarts(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
+    """Cosines of 1/7, 2/7 and 4/7 of the updates, each from the peak towards 0 (Loshchilov & Hutter, 2017)."""
+    return lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=-(-total_steps // 7), T_mult=2)
+
+
+def cyclic(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
+    """Four triangles between a tenth of the peak and the peak, each half as high as the last (Smith, 2017)."""
+    return lr_scheduler.CyclicLR(
+        optimizer,
+        base_lr=0.1,
+        max_lr=1.0,
+        step_size_up=max(total_steps // 8, 1),
+        mode="triangular2",
+        cycle_momentum=False,
+    )
+
+
+def wsd(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
+    """Warm-up over 5 %, the peak, then a cosine to 0 over the last 20 % (Hu et al., 2024)."""
+    from pytorch_optimizer import get_wsd_schedule
+
+    warmup, decay = _warmup(total_steps), max(round(0.2 * total_steps), 1)
+    # Counted from 1, so that neither the first nor the last update is at rate 0.
+    schedule: lr_scheduler.LRScheduler = get_wsd_schedule(
+        optimizer, warmup + 1, total_steps - warmup - decay, decay, cooldown_type="cosine", last_epoch=-1
+    )
+    schedule.step()
+    return schedule
+
+
+def rex(optimizer: Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
+    """(1 - t) / (1 - t / 2) for the share t of the budget that is spent (Chen et al., 2022)."""
+    from pytorch_optimizer import REXScheduler
+
+    schedule: lr_scheduler.LRScheduler = REXScheduler(optimizer, total_steps, max_lr=1.0)
+    # Its construction leaves the rate at 0 and counts a step.
+    schedule.step_t = 0  # type: ignore[attr-defined]
+    schedule.step()
+    return schedule
+
+
+def _warmup(total_steps: int) -> int:
+    return round(0.05 * total_steps)
+
+
 _OPEN_LOOP: dict[str, _Maker] = {
     "constant": constant,
     "step": step,
@@ -83,12 +145,23 @@ _OPEN_LOOP: dict[str, _Maker] = {
     "warmup-cosine": warmup_cosine,
     "one-cycle": one_cycle,
     "linear": linear,
+    "polynomial": polynomial,
+    "warmup-linear": warmup_linear,
+    "cosine-restarts": cosine_restarts,
+    "cyclic": cyclic,
+    "wsd": wsd,
+    "rex": rex,
 }
 
 
 def schedule_names() -> list[str]:
-    """Returns the names of the schedules; all but ``PLATEAU`` have a `factor_table`."""
-    return [*_OPEN_LOOP, PLATEAU]
+    """Returns the names of the schedules; all but those of ``REACTIVE`` have a `factor_table`."""
+    return [*_OPEN_LOOP, *REACTIVE]
+
+
+def schedule_help(name: str) -> str:
+    """One line on the open-loop schedule ``name``."""
+    return (_OPEN_LOOP[name].__doc__ or "").splitlines()[0]
 
 
 @lru_cache(maxsize=64, typed=True)
@@ -96,21 +169,28 @@ def factor_table(name: str, total_steps: int) -> Factors:
     """Returns the factors of the peak learning rate, one per update.
 
     Args:
-        name: One of `schedule_names`, except ``PLATEAU``, which depends on the loss.
+        name: One of `schedule_names`, except those of ``REACTIVE``, which depend on the run.
         total_steps: The number of updates, at least 1.
 
     Returns:
         A read-only array of shape (total_steps,).
 
     Raises:
-        ConfigError: The name is unknown or ``PLATEAU``, or ``total_steps`` is not 1 or more.
+        ConfigError: The name is unknown or reactive, or ``total_steps`` is not 1 or more.
     """
-    if name == PLATEAU:
-        raise ConfigError(f"{PLATEAU!r} follows the loss and has no table: use ReduceOnPlateau")
+    if name in REACTIVE:
+        raise ConfigError(f"{name!r} follows the training and has no table: use rlrate.experiments.rules")
     if name not in _OPEN_LOOP:
         raise ConfigError(unknown_name("schedule", name, schedule_names()))
-    _check_count("total_steps", total_steps)
-    optimizer = _unit_optimizer()
+    check_count("total_steps", total_steps)
+    optimizer = unit_optimizer()
+    with warnings.catch_warnings():
+        # CosineAnnealingWarmRestarts and others step themselves once before the optimizer does.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        return _record(name, total_steps, optimizer)
+
+
+def _record(name: str, total_steps: int, optimizer: Optimizer) -> Factors:
     scheduler = _OPEN_LOOP[name](optimizer, total_steps)
     table = np.empty(total_steps)
     for update in range(total_steps):
@@ -122,90 +202,12 @@ def factor_table(name: str, total_steps: int) -> Factors:
     return table
 
 
-class ReduceOnPlateau:
-    """Torch's ``ReduceLROnPlateau`` for N runs at once, each judged by its own training loss.
-
-    The budget is cut into equal intervals, as epochs would; after each, a run's mean loss over it
-    is what its scheduler is told. The factor is halved when the mean has not fallen for three
-    intervals in a row (``patience=2``). Torch's own defaults, a tenth after eleven bad intervals,
-    suit hundreds of epochs and would hardly ever act within forty.
-
-    Args:
-        runs: How many runs, N.
-        total_steps: The number of updates of the budget, at least 1.
-        intervals: How many intervals; at most one per update is used.
-        factor: What a reduction multiplies the rate by, in (0, 1).
-        patience: How many intervals without improvement are forgiven.
-
-    Raises:
-        ConfigError: A count is too small, or ``factor`` is outside (0, 1).
-    """
-
-    def __init__(
-        self,
-        runs: int,
-        total_steps: int,
-        *,
-        intervals: int = 40,
-        factor: float = 0.5,
-        patience: int = 2,
-    ) -> None:
-        for name, value in (("runs", runs), ("total_steps", total_steps), ("intervals", intervals)):
-            _check_count(name, value)
-        if not 0 < factor < 1:
-            raise ConfigError(f"factor is {factor!r}, but must lie between 0 and 1")
-        self._total_steps = total_steps
-        self._intervals = min(intervals, total_steps)
-        self._optimizers = [_unit_optimizer() for _ in range(runs)]
-        # eps is an absolute difference of rates below which torch keeps the old one; the factor
-        # is relative, so 0 makes the schedule the same at every peak.
-        self._schedulers = [
-            lr_scheduler.ReduceLROnPlateau(optimizer, mode="min", factor=factor, patience=patience, eps=0.0)
-            for optimizer in self._optimizers
-        ]
-        self._updates = 0
-        self._interval_updates = 0
-        self._loss_sum: Factors = np.zeros(runs)
-
-    @property
-    def factors(self) -> Factors:
-        """Multipliers of the peak learning rate for the next update, of shape (N,)."""
-        return np.array([optimizer.param_groups[0]["lr"] for optimizer in self._optimizers])
-
-    def step(self, losses: npt.ArrayLike | torch.Tensor) -> Factors:
-        """Takes the losses of one update and returns the `factors` of the next.
-
-        Args:
-            losses: The training losses, of shape (N,). A loss that is not finite makes its
-                interval one without improvement.
-
-        Raises:
-            ConfigError: ``losses`` has another shape.
-        """
-        values = losses.detach().cpu().numpy() if isinstance(losses, torch.Tensor) else losses
-        values = np.asarray(values, dtype=np.float64)
-        if values.shape != self._loss_sum.shape:
-            raise ConfigError(
-                f"losses has shape {values.shape}, but one loss per run is needed: {self._loss_sum.shape}"
-            )
-        self._loss_sum += values
-        self._updates += 1
-        self._interval_updates += 1
-        done = self._updates * self._intervals // self._total_steps
-        if done > (self._updates - 1) * self._intervals // self._total_steps:
-            means = self._loss_sum / self._interval_updates
-            for scheduler, mean in zip(self._schedulers, means, strict=True):
-                scheduler.step(float(mean))
-            self._loss_sum[:] = 0.0
-            self._interval_updates = 0
-        return self.factors
-
-
-def _unit_optimizer() -> Optimizer:
+def unit_optimizer() -> Optimizer:
     """An optimizer with peak rate 1 and nothing to optimise: a scheduler's rate is its factor."""
     return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
 
 
-def _check_count(name: str, value: object) -> None:
+def check_count(name: str, value: object) -> None:
+    """Raises a `ConfigError` unless ``value`` is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{name} is {value!r}, but must be a whole number of at least 1")

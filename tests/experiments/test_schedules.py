@@ -1,4 +1,4 @@
-"""The schedules are torch's own, recorded: compared with torch, and with their formulas."""
+"""The schedules are those of libraries, recorded: compared with torch, and with their formulas."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch.optim import Optimizer, lr_scheduler
 
 from rlrate.errors import ConfigError
-from rlrate.experiments.schedules import PLATEAU, ReduceOnPlateau, factor_table, schedule_names
+from rlrate.experiments.rules import RULES, GradientNorm, Greedy, ReduceOnPlateau
+from rlrate.experiments.schedules import PLATEAU, REACTIVE, factor_table, schedule_names
 
 T = 200
-OPEN_LOOP = [name for name in schedule_names() if name != PLATEAU]
+OPEN_LOOP = [name for name in schedule_names() if name not in REACTIVE]
 
 TORCH: dict[str, Callable[[Optimizer], lr_scheduler.LRScheduler]] = {
     "constant": lambda o: lr_scheduler.LambdaLR(o, lambda _: 1.0),
@@ -31,6 +32,16 @@ TORCH: dict[str, Callable[[Optimizer], lr_scheduler.LRScheduler]] = {
         o, o.param_groups[0]["lr"], 200, pct_start=0.3, cycle_momentum=False
     ),
     "linear": lambda o: lr_scheduler.LinearLR(o, 1.0, 0.0, 200),
+    "polynomial": lambda o: lr_scheduler.PolynomialLR(o, 200, 2.0),
+    "warmup-linear": lambda o: lr_scheduler.SequentialLR(
+        o,
+        [lr_scheduler.LinearLR(o, 1 / 11, 1.0, 10), lr_scheduler.LinearLR(o, 1.0, 0.0, 190)],
+        [10],
+    ),
+    "cosine-restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 29, 2),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(
+        o, o.param_groups[0]["lr"] / 10, o.param_groups[0]["lr"], 25, mode="triangular2", cycle_momentum=False
+    ),
 }
 
 # (t, T) -> factor, from the papers rather than from torch.
@@ -42,11 +53,24 @@ FORMULAS: dict[str, Callable[[int], float]] = {
     "warmup-cosine": lambda t: (1 + 10 * t / 10) / 11 if t < 10 else (1 + math.cos(math.pi * (t - 10) / 190)) / 2,
     "one-cycle": lambda t: _between(1 / 25, 1.0, t / 59) if t <= 59 else _between(1.0, 4e-6, (t - 59) / 140),
     "linear": lambda t: 1 - t / 200,
+    "polynomial": lambda t: (1 - t / 200) ** 2,
+    "warmup-linear": lambda t: (t + 1) / 11 if t < 10 else 1 - (t - 10) / 190,
+    "cosine-restarts": lambda t: _restarted(t, 29),
+    "cyclic": lambda t: 0.1 + 0.9 * (1 - abs(1 - t % 50 / 25)) / 2 ** (t // 50),
+    "wsd": lambda t: (t + 1) / 11 if t < 10 else 1.0 if t < 160 else (1 + math.cos(math.pi * (t - 160) / 40)) / 2,
+    "rex": lambda t: (1 - t / 200) / (1 - t / 400),
 }
 
 
 def _between(start: float, end: float, share: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def _restarted(t: int, first: int) -> float:
+    length = first
+    while t >= length:
+        t, length = t - length, 2 * length
+    return (1 + math.cos(math.pi * t / length)) / 2
 
 
 def _record(make: Callable[[Optimizer], lr_scheduler.LRScheduler], peak: float) -> np.ndarray:
@@ -67,16 +91,18 @@ def _record(make: Callable[[Optimizer], lr_scheduler.LRScheduler], peak: float) 
 
 
 def test_every_schedule_is_covered_here() -> None:
-    assert list(TORCH) == list(FORMULAS) == OPEN_LOOP
+    assert list(FORMULAS) == OPEN_LOOP
+    assert set(OPEN_LOOP) - set(TORCH) == {"wsd", "rex"}, "these are pytorch_optimizer's"
+    assert list(RULES) == list(REACTIVE)
 
 
-@pytest.mark.parametrize("name", OPEN_LOOP)
+@pytest.mark.parametrize("name", TORCH)
 def test_table_equals_torch_exactly(name: str) -> None:
     np.testing.assert_array_equal(factor_table(name, T), _record(TORCH[name], peak=1.0))
 
 
 @pytest.mark.parametrize("peak", [3e-4, 0.037, 2.0])
-@pytest.mark.parametrize("name", OPEN_LOOP)
+@pytest.mark.parametrize("name", TORCH)
 def test_table_scales_with_the_peak(name: str, peak: float) -> None:
     rates = _record(TORCH[name], peak)
     np.testing.assert_allclose(peak * factor_table(name, T), rates, rtol=1e-11)
@@ -111,7 +137,7 @@ def test_unknown_name_lists_close_matches() -> None:
 
 
 def test_plateau_has_no_table() -> None:
-    with pytest.raises(ConfigError, match="use ReduceOnPlateau"):
+    with pytest.raises(ConfigError, match="follows the training"):
         factor_table(PLATEAU, T)
 
 
@@ -157,6 +183,23 @@ def test_plateau_takes_a_broken_loss_for_no_improvement(bad: float) -> None:
 def test_plateau_with_fewer_updates_than_intervals() -> None:
     plateau = ReduceOnPlateau(1, 7)
     assert [plateau.step([1.0]).item() for _ in range(7)] == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+
+
+def test_greedy_raises_while_the_loss_improves_and_lowers_while_not() -> None:
+    rule = Greedy(2, 60, factor=0.5, bounds=(0.25, 4.0))
+    for t in range(4):
+        factors = rule.step([1.0 / (1 + t), 1.0])
+    assert factors.tolist() == [4.0, 0.25], "bounded"
+    assert rule.step([math.nan, 0.5]).tolist() == [2.0, 0.5]
+
+
+def test_gradient_norm_rule_goes_against_the_norm() -> None:
+    rule = GradientNorm(2, 60, factor=0.5, bounds=(1 / 8, 8.0))
+    for t in range(3):
+        factors = rule.step([1.0, 1.0], np.array([1.0 + t, 1.0 / (1 + t)]))
+    assert factors.tolist() == [1 / 8, 2.0], "the first interval has nothing to compare with, and lowers"
+    with pytest.raises(ConfigError, match="norms"):
+        rule.step([1.0, 1.0])
 
 
 def test_plateau_refuses_bad_input() -> None:
