@@ -19,7 +19,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/.use ## Train, export, apply and compare a small controller (minutes, 2 cores)
@@ -62,6 +62,27 @@ farm:
 format: $(VENV)/.dev ## Format the code and mend what can be mended
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+# What the scoreboard's rows are measured by: its own tests, and earlier ones that are rows as well.
+RELIABILITY := tests/reliability tests/rlrate/test_conformance.py tests/rlrate/test_faults.py \
+	tests/rlrate/test_resume.py tests/envs/test_env.py
+
+.PHONY: soak
+soak: $(VENV)/.dev ## The long share of the reliability tests, then the scoreboard (half an hour, 2 cores)
+	@RLRATE_SOAK=1 PYTHONPATH=tests/support $(PYTEST) -q -n $(WORKERS) -p recorder $(RELIABILITY) $(ARGS)
+	@$(BIN)/python tests/support/scoreboard.py
+
+.PHONY: scoreboard
+scoreboard: $(VENV)/.dev ## Write RELIABILITY.md from what was recorded
+	@$(BIN)/python tests/support/scoreboard.py
+
+.PHONY: mutants
+mutants: $(VENV)/.dev ## Count the changes of the core that its tests notice (ARGS="--every 4")
+	@$(BIN)/python tests/support/mutants.py $(ARGS)
+
+.PHONY: branches
+branches: $(VENV)/.dev ## Branch coverage of the core by its own tests
+	@$(BIN)/python tests/support/branches.py $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.use ## Measure the speed of the environment

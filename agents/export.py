@@ -42,25 +42,45 @@ def controller_from(model: BaseAlgorithm, spec: ControlSpec, provenance: Mapping
     return Controller(layers, spec, activation, head, dict(provenance or {}))
 
 
-def export(run: str | Path, path: str | Path | None = None) -> Path:
-    """Writes the controller of a training folder, finished or not.
+def export(run: str | Path, path: str | Path | None = None, *, trust: bool = False) -> Path:
+    """Writes the controller of a training folder, finished or not, or of a zip file that SB3 saved.
+
+    A training folder is read from its checkpoint, which holds no code. A zip file runs code when it is opened, and is
+    refused unless you trust it; its policy must have been trained with the specification of the training folder that
+    it lies in, or with the default one.
 
     Args:
-        run: The folder that ``rlrate train --out`` wrote.
-        path: Where to write; default ``run/controller.safetensors``.
+        run: The folder that ``rlrate train --out`` wrote, or the zip file of a model.
+        path: Where to write; default ``controller.safetensors`` in the folder, or beside the zip file.
+        trust: Open a zip file. Only for files that you saved yourself.
 
     Returns:
         The path written.
 
     Raises:
-        ConfigError: when the folder holds no training.
+        ConfigError: when the folder holds no training, or the zip file is not trusted or not a model.
     """
+    run = Path(run)
+    if run.suffix == ".zip" or run.is_file():
+        controller = _from_zip(run, trust)
+        return controller.save(path or run.parent / "controller.safetensors")
     from rlrate.agents.train import restore
 
-    run = Path(run)
     model, recipe, provenance = restore(run)
     controller = controller_from(model, recipe.spec, provenance)
     return controller.save(path or run / "controller.safetensors")
+
+
+def _from_zip(path: Path, trust: bool) -> Controller:
+    from rlrate.agents.train import recorded_recipe
+    from rlrate.agents.unpickling import load_zip
+
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    recipe = recorded_recipe(path.parent) if (path.parent / "config.json").exists() else None
+    model = load_zip(path, recipe.algo if recipe else "ppo", trust=trust)
+    notes = {"kind": "stable-baselines3", "file": path.name}
+    return controller_from(model, recipe.spec if recipe else ControlSpec(), notes)
 
 
 def _policy_modules(model: BaseAlgorithm) -> tuple[list[nn.Module], Head]:

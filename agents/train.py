@@ -29,7 +29,7 @@ from rlrate.envs.env import to_unit
 from rlrate.errors import ConfigError
 from rlrate.storage import write_atomically
 
-_ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
+ALGORITHM_CLASSES: dict[str, type[BaseAlgorithm]] = {
     "ppo": PPO,
     "a2c": A2C,
     "sac": SAC,
@@ -76,9 +76,9 @@ def train(
     out = Path(out)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     if resume:
-        recipe = _recorded_recipe(out)
+        recipe = recorded_recipe(out)
         _refuse_off_policy(recipe)
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(path.suffix != ".part" for path in out.iterdir()):  # left by a write that was killed
         raise ConfigError(f"{out} is not empty; choose another folder, or continue the training there with --resume")
     # A training that was stopped in its first rollout has no checkpoint yet, and begins again.
     state = read_checkpoint(out) if resume and has_checkpoint(out) else None
@@ -143,7 +143,7 @@ def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
     rate = float(settings.pop("learning_rate", 3e-4))
     settings["learning_rate"] = LinearToZero(rate) if recipe.anneal_learning_rate else rate
     try:
-        return _ALGORITHMS[recipe.algo](
+        return ALGORITHM_CLASSES[recipe.algo](
             "MlpPolicy",
             env,
             policy_kwargs=policy_kwargs,
@@ -159,7 +159,7 @@ def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
 def restore(out: Path) -> tuple[BaseAlgorithm, Recipe, dict[str, Any]]:
     """Model, recipe and provenance of the last checkpoint in a training folder."""
     state = read_checkpoint(out)
-    recipe = _recorded_recipe(out)
+    recipe = recorded_recipe(out)
     # No population is built before the environment is reset, which the policy alone does not need.
     model = make_model(recipe, PopulationVecEnv(recipe.make_env(), recipe.seed))
     model.policy.load_state_dict(state["policy"])
@@ -240,7 +240,12 @@ def _config(recipe: Recipe) -> bytes:
     return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _recorded_recipe(out: Path) -> Recipe:
+def recorded_recipe(out: Path) -> Recipe:
+    """The recipe of a training folder.
+
+    Raises:
+        ConfigError: when its config.json is missing or damaged.
+    """
     try:
         record = json.loads((out / "config.json").read_text(encoding="utf-8"))
         if digest_of(record["recipe"]) != record["digest"]:

@@ -100,11 +100,14 @@ def train(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder that `rlrate train --out` wrote.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", help="Folder that `rlrate train --out` wrote, or a zip file of SB3.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="File to write.", show_default="RUN_DIR/controller.safetensors"),
     ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Open a zip file, which can run code: your own only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write the controller of a training, finished or not, as one file that needs torch only.
@@ -118,7 +121,7 @@ def export(
     with warnings.catch_warnings():
         # The policy is rebuilt for a single run, for which the recipe's minibatches are too large.
         warnings.filterwarnings("ignore", "You have specified a mini-batch size", UserWarning)
-        path = agents.export(run, out)
+        path = agents.export(run, out, trust=trust)
     if as_json:
         say_json({"controller": path, "identity": _identity(path)})
         return
