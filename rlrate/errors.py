@@ -8,6 +8,7 @@ from difflib import get_close_matches
 __all__ = [
     "ConfigError",
     "ControllerError",
+    "ResultsError",
     "RlrateError",
     "SchedulerError",
     "WorkloadError",
@@ -25,6 +26,10 @@ class ControllerError(RlrateError):
 
 class WorkloadError(RlrateError, ValueError):
     """A workload is unknown, or its factory returned something that cannot be trained."""
+
+
+class ResultsError(RlrateError):
+    """The results of a comparison are missing, damaged, or of another version."""
 
 
 class SchedulerError(RlrateError, ValueError):
