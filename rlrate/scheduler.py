@@ -19,7 +19,7 @@ from rlrate.errors import ConfigError, SchedulerError
 from rlrate.groups import Groups, Rate, changed, copies, write
 from rlrate.ranks import Ranks
 from rlrate.report import Report
-from rlrate.watch import attach, skipped
+from rlrate.watch import attach, innermost, skipped
 
 #: Version of what :meth:`LearnedLR.state_dict` returns.
 STATE_VERSION = 1
@@ -73,6 +73,7 @@ class LearnedLR(LRScheduler):
         max_lr: float | Sequence[float] = 1e4,
         process_group: Any = None,
     ) -> None:
+        optimizer = innermost(optimizer)
         check_optimizer(optimizer)
         check_bounds(min_lr, max_lr, len(optimizer.param_groups))
         self.budget = None if total_steps is None else check_budget(total_steps)
@@ -84,6 +85,8 @@ class LearnedLR(LRScheduler):
         self._skipped = False  # whether a GradScaler skipped one since
         self._doubt: Tensor | None = None  # the same on an accelerator: how many of the pending ones
         self._loss: Tensor | float | None = None
+        self._observed: Tensor | float | None = None
+        self._idle = 0  # calls of step() since the last update, beyond the first
         self._warned: set[str] = set()
         super().__init__(optimizer)
         attach(optimizer, self, LearnedLR._before_update, LearnedLR._after_update)
@@ -95,18 +98,32 @@ class LearnedLR(LRScheduler):
 
         Args:
             loss: Training loss of the update: a scalar tensor (it is detached) or a number. Without it the controller
-                goes by the gradients alone. A loss that is not finite cuts the rate.
+                goes by what :meth:`observe` was told, or by the gradients alone. A loss that is not finite cuts the
+                rate.
             epoch: Ignored; for callers that pass one.
 
         Raises:
             SchedulerError: for a loss that is not a scalar.
         """
         del epoch
-        self._loss = None if loss is None else check_loss(loss)
+        self._loss = self._observed if loss is None else check_loss(loss)
         if self._pending == 1 and self._step_count > 1 and self._driver.quiet():
             self._pass_by()
         else:
             super().step()
+
+    def observe(self, loss: Tensor | SupportsFloat | None) -> None:
+        """Notes the loss for a :meth:`step` that is called without one, as frameworks and composed schedulers do.
+
+        Only the latest counts, and for one step.
+
+        Args:
+            loss: As for :meth:`step`.
+
+        Raises:
+            SchedulerError: for a loss that is not a scalar.
+        """
+        self._observed = check_loss(loss)
 
     def get_lr(self) -> list[Rate]:
         """The learning rate of each group for the next update; torch calls this, see :meth:`get_last_lr`."""
@@ -123,6 +140,16 @@ class LearnedLR(LRScheduler):
             if self._driver.position > 0:
                 return list(self._rates())
         return copies(group["lr"] for group in self.optimizer.param_groups)
+
+    @property
+    def pending(self) -> int:
+        """Updates that were made since the last :meth:`step`."""
+        return self._pending
+
+    @property
+    def updates(self) -> int:
+        """Updates that were made so far."""
+        return self._driver.position + self._pending
 
     def anneal(self, steps: int) -> None:
         """Brings the rate down to zero over the next ``steps`` updates, and ends the run there.
@@ -189,7 +216,7 @@ class LearnedLR(LRScheduler):
         self.last_epoch, self._step_count = state["last_epoch"], state["step_count"]
         self.base_lrs, self._last_lr = copies(state["base_lrs"]), copies(state["last_lr"])
         self._pending, self._skipped = state["pending"], state["skipped"]
-        self._warned, self._loss, self._doubt = set(state["warned"]), None, None
+        self._warned, self._loss, self._doubt, self._observed, self._idle = set(state["warned"]), None, None, None, 0
         if self.last_epoch >= 0 and self._driver.position + self._pending > 0:
             self._write_rates()
 
@@ -226,6 +253,7 @@ class LearnedLR(LRScheduler):
         if verdict is not False:
             self._doubt = verdict if self._doubt is None else self._doubt + verdict
         self._pending += 1
+        self._idle = 0
         if self._driver.watch.measuring:
             self._driver.watch.after(self.optimizer)
 
@@ -246,7 +274,9 @@ class LearnedLR(LRScheduler):
         doubt, known = self._doubt, self._skipped
         self._forget()
         if count == 0:
-            if not known:
+            self._idle += not known
+            # Accelerate calls step() once for each process.
+            if self._idle >= max(self._driver.ranks.size, 1) and not known:
                 self._warn(
                     "no-update",
                     "LearnedLR.step() was called without an optimizer.step() since the last call; such calls change "
@@ -266,7 +296,7 @@ class LearnedLR(LRScheduler):
         driver.note(min(count, left), loss, doubt)
 
     def _forget(self) -> None:
-        self._pending, self._loss, self._skipped, self._doubt = 0, None, False, None
+        self._pending, self._loss, self._skipped, self._doubt, self._observed = 0, None, False, None, None
 
     # Rates --------------------------------------------------------------------------------------------
 

@@ -45,6 +45,13 @@ def attach(optimizer: Optimizer, owner: Owner, before: Callable[[Owner], None], 
     optimizer.register_step_post_hook(torch.compiler.disable(after_step))  # type: ignore[no-untyped-call]
 
 
+def innermost(optimizer: Any) -> Any:
+    """The torch optimizer that makes the updates, from within wrappers such as Accelerate's, which has no hooks."""
+    while isinstance(optimizer, Optimizer) and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        optimizer = getattr(optimizer, "optimizer", None)
+    return optimizer
+
+
 def _then(closure: Callable[[], Any], follow: Callable[[], None]) -> Callable[[], Any]:
     def watched() -> Any:
         loss = closure()

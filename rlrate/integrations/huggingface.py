@@ -1,0 +1,85 @@
+"""LearnedLR in Hugging Face's Trainer.
+
+::
+
+    from rlrate.integrations.huggingface import LearnedLRTrainer
+
+    trainer = LearnedLRTrainer(model, arguments, train_dataset=data)
+    trainer.train()
+
+Trainer's own loop steps schedulers without a loss; :class:`LearnedLRMixin` supplies it, and makes the scheduler when
+none was given. Put it before any class derived from Trainer: ``class Mine(LearnedLRMixin, SFTTrainer): ...``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from rlrate.errors import ConfigError
+from rlrate.integrations import MissingPackageError
+from rlrate.scheduler import LearnedLR
+
+try:
+    from transformers import Trainer
+except ModuleNotFoundError as error:
+    raise MissingPackageError("transformers", "huggingface") from error
+
+# A mixin has no base, so that it fits any subclass of Trainer; the type checker must know one.
+_Base: Any = Trainer if TYPE_CHECKING else object
+
+
+class LearnedLRMixin(_Base):
+    """Makes a Trainer use LearnedLR, and tell it each update's loss.
+
+    With ``optimizers=(optimizer, LearnedLR(optimizer, total_steps))`` that scheduler is used. Otherwise one is made
+    for Trainer's own optimizer and number of updates, with ``lr_scheduler_kwargs`` of the training arguments as
+    further arguments of :class:`rlrate.LearnedLR`. The learning rate, the scheduler's type and the warm-up of the
+    training arguments are not used.
+    """
+
+    lr_scheduler: Any
+    _update_loss: Tensor | None = None
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Makes the scheduler, unless one was given.
+
+        Args:
+            num_training_steps: The budget, in updates.
+            optimizer: The optimizer to drive; None for that of the trainer.
+
+        Returns:
+            The scheduler.
+
+        Raises:
+            ConfigError: with DeepSpeed, which keeps gradients and updates to itself.
+            SchedulerError: for arguments that LearnedLR refuses.
+        """
+        if self.is_deepspeed_enabled:
+            raise ConfigError("LearnedLR cannot see DeepSpeed's gradients and updates; use DDP or FSDP instead")
+        if self.lr_scheduler is None:
+            options = self.args.lr_scheduler_kwargs or {}
+            self.lr_scheduler = LearnedLR(
+                self.optimizer if optimizer is None else optimizer, num_training_steps, **options
+            )
+            self._created_lr_scheduler = True  # Trainer makes a new one for each train()
+        return self.lr_scheduler
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A forward and a backward pass, by Trainer; notes the loss.
+
+        Returns:
+            The loss, detached. Trainer has scaled it so that those of one update add up to that update's loss.
+        """
+        loss: Tensor = super().training_step(*args, **kwargs)
+        self._update_loss = loss if self._update_loss is None else self._update_loss + loss
+        if self.accelerator.sync_gradients:  # the last one before an update
+            if isinstance(self.lr_scheduler, LearnedLR):
+                self.lr_scheduler.observe(self._update_loss)
+            self._update_loss = None
+        return loss
+
+
+class LearnedLRTrainer(LearnedLRMixin, Trainer):
+    """Hugging Face's Trainer with :class:`LearnedLRMixin`."""
