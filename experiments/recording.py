@@ -44,17 +44,17 @@ class Trace:
     diverged: NDArray[np.bool_]
     spent: int = 0
 
-    def columns(self, part: slice) -> Trace:
-        """The runs ``part``."""
+    def take(self, runs: slice | Sequence[int]) -> Trace:
+        """The runs that an index selects."""
         return Trace(
             self.updates,
-            self.train_loss[:, part],
-            self.rate[:, part],
+            self.train_loss[:, runs],
+            self.rate[:, runs],
             self.heldout_updates,
-            self.heldout_curve[:, part],
-            self.heldout_loss[part],
-            self.heldout_accuracy[part],
-            self.diverged[part],
+            self.heldout_curve[:, runs],
+            self.heldout_loss[runs],
+            self.heldout_accuracy[runs],
+            self.diverged[runs],
             self.spent,
         )
 
