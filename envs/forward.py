@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -200,7 +201,7 @@ class Forward:
         """Mean loss and, for ``classes``, number of correct answers of each network on the same examples."""
         loss = self.workload.loss
 
-        def one(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        def one(values: Sequence[Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
             replica.put(values)
             output = replica.module(x)
             value = loss(output, y)
@@ -210,14 +211,12 @@ class Forward:
         if not self.loop:
             with Stacked(len(values[0])) as stacked:
                 inside = [stacked.enter(value) for value in values]
-                # A module that is random even in evaluation sees the same noise every time.
-                noise = [torch.Generator().manual_seed(0) for _ in range(len(values[0]))]
-                with Lowering(noise, y if self._classes else None):
-                    value, right = one(inside)
+                with Lowering(_SameNoise(len(values[0])), y if self._classes else None):
+                    value, right = one(inside, stacked.enter(y.expand(len(values[0]), *y.shape)))
                 return stacked.leave(value), stacked.leave(right)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            results = [one([value[run] for value in values]) for run in range(len(values[0]))]
+            results = [one([value[run] for value in values], y) for run in range(len(values[0]))]
         losses, rights = zip(*results, strict=True)
         return torch.stack(losses), torch.stack(rights)
 
@@ -240,6 +239,26 @@ class Forward:
             finally:
                 replica.restore()
         return sum(seen.values())
+
+
+class _SameNoise(Sequence[torch.Generator]):
+    """A module that is random even in evaluation sees the same noise every time; few are, so it is made when used."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._made: list[torch.Generator] = []
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Generator: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[torch.Generator]: ...
+    def __getitem__(self, index: int | slice) -> torch.Generator | list[torch.Generator]:
+        if not self._made:
+            self._made = [torch.Generator().manual_seed(0) for _ in range(self._size)]
+        return self._made[index]
 
 
 def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:

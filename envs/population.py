@@ -22,6 +22,9 @@ __all__ = ["Population"]
 #: gradients, optimizer state and activations of the chunk at work stay in the processor's caches.
 CHUNK_NUMBERS = 1_300_000
 
+#: Numbers from which on a parameter of one network is large: its gradient is not copied.
+LARGE = 2048
+
 #: Held-out examples that go through the networks at once.
 EVALUATION_EXAMPLES = 256
 
@@ -49,7 +52,6 @@ class Population:
     Attributes:
         size: N.
         parameters: Trainable parameters, each (N, *shape): views that follow the training.
-        gradients: Gradients of the last `backward`, like ``parameters``; `update` may change them.
         buffers: Buffers and frozen parameters by name, each (N, *shape).
 
     Raises:
@@ -78,13 +80,9 @@ class Population:
                     f"{workload.name}: make_model() gave networks of different shapes; draw the "
                     "architecture in the factory, so that it is the same for every seed."
                 )
-        offsets = [0]
-        for shape in shapes:
-            offsets.append(offsets[-1] + -(-shape.numel() // 16) * 16)  # keeps rows aligned
-        self._weights = torch.zeros(self.size, offsets[-1], dtype=dtype)
-        self._gradients = torch.zeros_like(self._weights)
-        self.parameters = _views(self._weights, offsets, shapes)
-        self.gradients = _views(self._gradients, offsets, shapes)
+        self._layout = _Layout(shapes)
+        self._weights = torch.zeros(self.size, self._layout.width, dtype=dtype)
+        self.parameters = self._layout.views(self._weights)
         for index, stack in enumerate(self.parameters):
             torch.stack([r.parameters()[index].detach() for r in replicas], out=stack)
         self.buffers = {
@@ -97,11 +95,17 @@ class Population:
         self._losses = torch.zeros(self.size, dtype=dtype)
         self._decoupled = OPTIMIZERS[optimizer.name].decoupled
         self._decay = float(optimizer.settings.get("weight_decay", 1e-2 if self._decoupled else 0))
-        numbers = offsets[-1] + self._forward.activations
-        bounds = _bounds(self.size, numbers)
+        bounds = _bounds(self.size, self._layout.width + self._forward.activations)
         # One for all chunks, which update in turn: it stays in the cache.
-        scratch = torch.zeros_like(self._weights[: max(b - a for a, b in pairwise(bounds))])
-        self._chunks = [_Chunk(self, slice(a, b), offsets, shapes, scratch) for a, b in pairwise(bounds)]
+        rows = max(b - a for a, b in pairwise(bounds))
+        scratch = [torch.zeros(rows, stop - start, dtype=dtype) for start, stop in self._layout.blocks]
+        self._chunks = [_Chunk(self, slice(a, b), self._layout, scratch) for a, b in pairwise(bounds)]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Gradients of the last `backward`, like ``parameters``: valid until `update`."""
+        parts = [chunk.gradients() for chunk in self._chunks]
+        return parts[0] if len(parts) == 1 else [torch.cat(stacks) for stacks in zip(*parts, strict=True)]
 
     def backward(self) -> Tensor:
         """Compute loss and gradients of the next minibatch of every run.
@@ -151,12 +155,11 @@ class Population:
         if self._forward.loop is None:
             index = torch.arange(self.workload.batch_size).unsqueeze(0)
             self._forward.probe(self._chunks[0].leaves, self._buffer_rows(slice(0, 1)), index)
-
         for chunk in self._chunks:
             rows = chunk.rows
             buffers = [value.clone() for value in self._buffer_rows(rows)]
             loss[rows], accuracy[rows] = self._forward.evaluate(
-                [leaf.detach() for leaf in chunk.leaves], buffers, EVALUATION_EXAMPLES
+                [leaf.detach() for leaf in chunk.leaves], buffers, EVALUATION_EXAMPLES, limit
             )
         return loss, accuracy
 
@@ -201,43 +204,106 @@ class Population:
         return [value[rows] for value in self.buffers.values()]
 
 
+class _Layout:
+    """Where each parameter lies in a row of weights: small ones first, then the large ones.
+
+    The small parameters make one block, whose gradients are copied together; each large one is a block
+    of its own, whose gradient is used where autograd left it, as copying it would cost memory traffic.
+
+    Attributes:
+        width: Numbers in a row.
+        blocks: First and last (exclusive) column of each block.
+        large: Parameter of each block but the first ``len(blocks) - len(large)``.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size]) -> None:
+        self.shapes = list(shapes)
+        self.large = [i for i, shape in enumerate(shapes) if shape.numel() >= LARGE]
+        self.small = [i for i, shape in enumerate(shapes) if shape.numel() < LARGE]
+        self.starts = [0] * len(shapes)
+        self.width = 0
+        self.blocks: list[tuple[int, int]] = []
+        for index in self.small + self.large:
+            self.starts[index] = self.width
+            stop = self.width + shapes[index].numel()
+            if index in self.large:
+                self.blocks.append((self.width, stop))
+            self.width += -(-shapes[index].numel() // 16) * 16  # keeps rows aligned
+            if self.small and index == self.small[-1]:
+                self.blocks.append((0, self.width))
+
+    def views(self, rows: Tensor) -> list[Tensor]:
+        """Rows (n, width) as parameters, each (n, *shape)."""
+        return [
+            rows[:, start : start + shape.numel()].view(len(rows), *shape)
+            for start, shape in zip(self.starts, self.shapes, strict=True)
+        ]
+
+
 class _Chunk:
     """Some rows of a population, which are processed together."""
 
-    def __init__(
-        self, owner: Population, rows: slice, offsets: list[int], shapes: list[torch.Size], scratch: Tensor
-    ) -> None:
-        self.rows = rows
-        self.weights, self.gradients = owner._weights[rows], owner._gradients[rows]
-        self.leaves = [view.detach().requires_grad_() for view in _views(self.weights, offsets, shapes)]
-        self._grads = _views(self.gradients, offsets, shapes)
-        self._unused = [False] * len(shapes)
-        self._displacement = scratch[: len(self.weights)].detach()
-        self._displacement.grad = self.gradients
+    def __init__(self, owner: Population, rows: slice, layout: _Layout, scratch: list[Tensor]) -> None:
+        self.rows, self._layout = rows, layout
+        self.weights = owner._weights[rows]
+        self.leaves = [view.detach().requires_grad_() for view in layout.views(self.weights)]
+        self._unused = [False] * len(self.leaves)
+        self._weights = [self.weights[:, start:stop] for start, stop in layout.blocks]
+        self._displacements = [block[: len(self.weights)].detach() for block in scratch]
+        self._packed: list[Tensor] = []
+        if layout.small:
+            self._displacements[0].grad = packed = torch.zeros_like(self._displacements[0])
+            self._packed = [
+                packed[:, layout.starts[i] : layout.starts[i] + layout.shapes[i].numel()].view(
+                    len(packed), *layout.shapes[i]
+                )
+                for i in layout.small
+            ]
+        self._large = list(zip(layout.large, self._displacements[bool(layout.small) :], strict=True))
         spec = owner.optimizer
         overrides: dict[str, Any] = {"weight_decay": 0.0}
         if OPTIMIZERS[spec.name].fused and not {"foreach", "fused", "differentiable"} & set(spec.kwargs):
             overrides["fused"] = True
-        self._optimizer = spec.build([self._displacement], 1.0, **overrides)
+        self._optimizer = spec.build(self._displacements, 1.0, **overrides)
 
     def keep(self, grads: Sequence[Tensor | None]) -> None:
         """Store the gradients; None, for a parameter the loss does not depend on, as zero."""
-        pairs = [(own, g) for own, g in zip(self._grads, grads, strict=True) if g is not None]
-        if len(pairs) < len(grads):
-            self._unused = [grad is None for grad in grads]
-            self.gradients.zero_()
-        torch._foreach_copy_([own for own, _ in pairs], [g for _, g in pairs])
+        self._unused = [grad is None for grad in grads]
+        if any(self._unused):
+            grads = [
+                torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(grads, self.leaves, strict=True)
+            ]
+        if self._packed:
+            torch._foreach_copy_(self._packed, [grads[i] for i in self._layout.small])  # type: ignore[misc]
+        for index, displacement in self._large:
+            grad = grads[index]
+            assert grad is not None
+            displacement.grad = grad.reshape(displacement.shape).contiguous()
+
+    def gradients(self) -> list[Tensor]:
+        """What `keep` stored, each (n, *shape)."""
+        stacks = dict(zip(self._layout.small, self._packed, strict=True))
+        for index, displacement in self._large:
+            assert displacement.grad is not None
+            stacks[index] = displacement.grad.view(-1, *self._layout.shapes[index])
+        return [stacks[i] for i in range(len(stacks))]
 
     def displace(self) -> None:
         self._optimizer.step()
 
     def decay_gradients(self, decay: float) -> None:
-        if not any(self._unused):
-            self.gradients.add_(self.weights, alpha=decay)
-            return
-        for own, leaf, unused in zip(self._grads, self.leaves, self._unused, strict=True):
-            if not unused:  # torch skips parameters without a gradient altogether
-                own.add_(leaf.detach(), alpha=decay)
+        if self._packed and not any(self._unused):
+            packed = self._displacements[0].grad
+            assert packed is not None
+            packed.add_(self._weights[0], alpha=decay)
+        else:
+            for index, own in zip(self._layout.small, self._packed, strict=True):
+                if not self._unused[index]:  # torch skips parameters without a gradient altogether
+                    own.add_(self.leaves[index].detach(), alpha=decay)
+        for index, displacement in self._large:
+            if not self._unused[index]:
+                # Not in place: autograd may have given two parameters one gradient.
+                displacement.grad = torch.add(displacement.grad, self.leaves[index].detach().flatten(1), alpha=decay)
 
     def decay_weights(self, factor: Tensor) -> None:
         if not any(self._unused):
@@ -248,21 +314,30 @@ class _Chunk:
                 leaf.detach().mul_(factor.view(-1, *[1] * (leaf.ndim - 1)))
 
     def move(self, rate: Tensor) -> None:
-        self.weights.addcmul_(self._displacement, rate)
-        self._displacement.zero_()
+        for weights, displacement in zip(self._weights, self._displacements, strict=True):
+            weights.addcmul_(displacement, rate)
+            displacement.zero_()
 
     def state(self) -> dict[str, Any]:
-        return dict(self._optimizer.state[self._displacement])
+        """The optimizer's state, what belongs to weights as rows of the same layout."""
+        states = [self._optimizer.state[displacement] for displacement in self._displacements]
+        return {
+            key: self._rows([state[key] for state in states]) if _is_rows(value) else value
+            for key, value in states[0].items()
+        }
 
     def load(self, state: dict[str, Any]) -> None:
-        self._optimizer.state[self._displacement] = state
+        for (start, stop), displacement in zip(self._layout.blocks, self._displacements, strict=True):
+            self._optimizer.state[displacement] = {
+                key: value[:, start:stop].contiguous() if _is_rows(value) else _copy(value)
+                for key, value in state.items()
+            }
 
-
-def _views(rows: Tensor, offsets: list[int], shapes: list[torch.Size]) -> list[Tensor]:
-    return [
-        rows[:, start : start + shape.numel()].view(len(rows), *shape)
-        for start, shape in zip(offsets[:-1], shapes, strict=True)
-    ]
+    def _rows(self, blocks: list[Tensor]) -> Tensor:
+        rows = torch.zeros_like(self.weights)
+        for (start, stop), block in zip(self._layout.blocks, blocks, strict=True):
+            rows[:, start:stop] = block
+        return rows
 
 
 def _bounds(size: int, numbers: int) -> list[int]:

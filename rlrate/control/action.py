@@ -38,7 +38,7 @@ class Action:
 
     factor: float = 2.5
     multipliers: tuple[float, ...] | None = None
-    start: float | None = 1e-4
+    start: float | None = 1e-3
     cap: float | None = 0.05
     cut: float | None = 0.5
     check: int = 5

@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 PROBE_RATIO = 1e-5
 
 #: Updates before each decision at which gradients are sampled.
-WINDOW = 4
+WINDOW = 3
 
 #: What changes during a run, apart from the parts that keep their own state.
 # The rates follow from the given ones, so these come first.

@@ -46,7 +46,7 @@ class UpdateSampler:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        limit: int = 2048,
+        limit: int = 1024,
         sizes: Sequence[int] | None = None,
     ) -> None:
         total = sum(shape.numel() for shape in shapes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -84,9 +85,10 @@ DECAYING = {
 }
 
 
+@pytest.mark.parametrize("model", ["mlp", "wide"])
 @pytest.mark.parametrize("optimizer", DECAYING)
-def test_equals_plain_loops_with_every_setting(optimizer: str) -> None:
-    check_truth(workload_of("mlp"), OptimizerSpec(optimizer, DECAYING[optimizer]), 8, 50)
+def test_equals_plain_loops_with_every_setting(optimizer: str, model: str) -> None:
+    check_truth(workload_of(model), OptimizerSpec(optimizer, DECAYING[optimizer]), 8, 50 if model == "mlp" else 20)
 
 
 @pytest.mark.parametrize("model", sorted(set(MODELS) - {"mlp", "cnn", "cnn-batchnorm"}))
@@ -195,3 +197,14 @@ def test_networks_of_different_shapes() -> None:
 def test_no_networks() -> None:
     with pytest.raises(ConfigError, match="at least one seed"):
         Population(workload_of("mlp"), make_optimizer("sgd"), [])
+
+
+def test_on_request_a_part_of_the_heldout_examples_is_looked_at() -> None:
+    whole = workload_of("mlp")
+    first = dataclasses.replace(whole, heldout=(whole.heldout[0][:20], whole.heldout[1][:20]))
+    seeds, adam = [3, 4], make_optimizer("adam")
+    expected, _ = Population(first, adam, seeds).heldout()
+    loss, accuracy = Population(whole, adam, seeds).heldout(20)
+    torch.testing.assert_close(loss, expected)
+    assert accuracy.isnan().all()
+    assert not torch.allclose(loss, Population(whole, adam, seeds).heldout()[0])

@@ -39,7 +39,7 @@ def chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("model", ["mlp", "layers-of-lstm"])
+@pytest.mark.parametrize("model", ["mlp", "wide", "all-wide", "layers-of-lstm"])
 def test_state_round_trip_is_bit_equal(model: str, optimizer: str) -> None:
     workload = workload_of(model)
     spec = make_optimizer(optimizer, np.random.default_rng(2))
@@ -96,7 +96,7 @@ def test_a_run_does_not_depend_on_its_neighbours(model: str) -> None:
     torch.testing.assert_close(runs([9, 15])[1], many[3], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn-batchnorm", "layers-of-lstm"])
+@pytest.mark.parametrize("model", ["mlp", "wide", "cnn-batchnorm", "layers-of-lstm"])
 def test_chunks_change_nothing(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def history() -> Tensor:
         population = Population(workload_of(model), make_optimizer("adam"), range(12), dtype=torch.float64)

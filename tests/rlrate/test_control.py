@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from rlrate.control import LIMIT, Action, Cadence, ControlSpec, RateControl
+from rlrate.control.control import WINDOW
 from rlrate.errors import ConfigError
 
 Array = NDArray[np.float64]
@@ -284,13 +285,13 @@ def test_gradients_are_sampled_before_decisions_only() -> None:
             it.observe()
             it.act(np.zeros(1))
     ends = ControlSpec().cadence.boundaries(1000)
-    expected = {0, 1, 2} | {end - back for end in ends for back in (1, 2, 3, 4)}
+    expected = {0, 1, 2} | {end - back for end in ends for back in range(1, WINDOW + 1)}
     assert set(sampled) == expected
 
 
 def test_samples_stay_few_when_nobody_tells_the_control_of_updates() -> None:
     it = control(rule(), total=1000)
-    assert sum(it.samples_at(position) for position in range(100_000)) <= 4
+    assert sum(it.samples_at(position) for position in range(100_000)) <= WINDOW
 
 
 def test_a_specification_survives_its_dictionary() -> None:

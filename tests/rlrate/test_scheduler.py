@@ -98,7 +98,7 @@ def test_the_first_updates_are_negligible(kind: dict[str, Any], make_loop: Any) 
     before = loop.weights
     loop.run(scheduler, 1)
     ratio = float((loop.weights - before).norm() / before.norm())
-    assert 1e-5 < ratio < 1e-3  # the specification starts at 1e-4
+    assert 1e-4 < ratio < 1e-2  # the specification starts at 1e-3
 
 
 def test_rates_stay_within_bounds_and_end_near_zero(make_loop: Any, make_controller: Make) -> None:

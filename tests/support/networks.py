@@ -95,6 +95,22 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 4)),
         PICTURES,
     ),
+    # One parameter is large enough to be treated apart; here, and where all of them are.
+    "wide": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 36), nn.ReLU(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 4)),
+        PICTURES,
+    ),
+    "all-wide": (
+        lambda: nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64, 36, bias=False),
+            nn.ReLU(),
+            nn.Linear(36, 64, bias=False),
+            nn.ReLU(),
+            nn.Linear(64, 36, bias=False),
+        ),
+        PICTURES,
+    ),
     "cnn": (
         lambda: nn.Sequential(
             nn.Conv2d(1, 3, 3, padding=1),
