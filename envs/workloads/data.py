@@ -33,6 +33,7 @@ __all__ = [
     "digits",
     "documents",
     "encode_text",
+    "iris",
     "photo_patches",
     "photos",
     "split",
@@ -128,6 +129,12 @@ def breast_cancer() -> Examples:
 def wine() -> Examples:
     """Wine: 178 wines, 13 measurements, 3 classes."""
     return _table("wine", 3)
+
+
+@lru_cache(maxsize=1)
+def iris() -> Examples:
+    """Iris: 150 flowers, 4 measurements, 3 classes."""
+    return _table("iris", 3)
 
 
 @lru_cache(maxsize=1)

@@ -25,7 +25,7 @@ from rlrate.envs.workloads.models import MLP, ConvNet
 from rlrate.envs.workloads.registry import register_workload
 from rlrate.envs.workloads.sampling import batch_size, log_integer, log_uniform, pick, style
 
-__all__ = ["autoencoder", "cnn", "cnn_batchnorm"]
+__all__ = ["autoencoder", "cnn", "cnn_batchnorm", "sample_autoencoder", "sample_cnn"]
 
 
 def digit_pictures(_: np.random.Generator) -> Examples:
@@ -58,8 +58,23 @@ RECONSTRUCTION: dict[str, Source] = {
 }
 
 
-def _cnn(rng: np.random.Generator, family: str, norms: Mapping[str, float], only: Sequence[str] | None) -> Workload:
-    examples = choose_source(rng, PICTURES, only)
+def sample_cnn(
+    rng: np.random.Generator,
+    family: str,
+    norms: Mapping[str, float],
+    only: Sequence[str] | None = None,
+    pictures: Mapping[str, Source] = PICTURES,
+) -> Workload:
+    """A convolutional classifier of 8 x 8 pixels.
+
+    Args:
+        rng: Draws all that is left open.
+        family: Name of the family.
+        norms: Normalisations and their weights.
+        only: Restrict the data to these names.
+        pictures: The data to choose from.
+    """
+    examples = choose_source(rng, pictures, only)
     train, heldout = split(
         rng,
         examples,
@@ -93,13 +108,13 @@ def _cnn(rng: np.random.Generator, family: str, norms: Mapping[str, float], only
 @register_workload("cnn", description="Small convolutional network without BatchNorm")
 def cnn(rng: np.random.Generator, only: Sequence[str] | None = None) -> Workload:
     """A convolutional classifier; ``only`` restricts the data to names of `PICTURES`."""
-    return _cnn(rng, "cnn", {"none": 3, "group": 1}, only)
+    return sample_cnn(rng, "cnn", {"none": 3, "group": 1}, only)
 
 
 @register_workload("cnn-batchnorm", description="Small convolutional network with BatchNorm")
 def cnn_batchnorm(rng: np.random.Generator, only: Sequence[str] | None = None) -> Workload:
     """Like `cnn`, with BatchNorm after every convolution."""
-    return _cnn(rng, "cnn-batchnorm", {"batch": 1}, only)
+    return sample_cnn(rng, "cnn-batchnorm", {"batch": 1}, only)
 
 
 def reconstruct(rng: np.random.Generator, examples: Examples, train_size: int, noise: float = 0.0) -> dict[str, Any]:
@@ -113,7 +128,11 @@ def reconstruct(rng: np.random.Generator, examples: Examples, train_size: int, n
 @register_workload("autoencoder", description="Autoencoder of digits, photo patches, or a surface")
 def autoencoder(rng: np.random.Generator, only: Sequence[str] | None = None) -> Workload:
     """A symmetric autoencoder, denoising in some draws; data from `RECONSTRUCTION`."""
-    examples = choose_source(rng, RECONSTRUCTION, only)
+    return sample_autoencoder(rng, choose_source(rng, RECONSTRUCTION, only))
+
+
+def sample_autoencoder(rng: np.random.Generator, examples: Examples) -> Workload:
+    """An autoencoder of these examples, their inputs of shape (examples, features)."""
     size = examples.inputs.shape[1]
     noise = log_uniform(rng, 0.1, 1.0) if rng.random() < 0.3 else 0.0
     outer = [log_integer(rng, 16, min(96, 8192 // size)) for _ in range(int(rng.integers(0, 3)))]

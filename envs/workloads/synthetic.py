@@ -10,12 +10,16 @@ from rlrate.envs.workloads.sampling import log_integer, log_uniform
 __all__ = [
     "bag_of_words",
     "blobs",
+    "fields",
     "fourier_regression",
     "friedman",
     "linear_classification",
     "linear_regression",
     "manifold",
     "parity",
+    "prototypes",
+    "smooth_fields",
+    "sparse_codes",
     "spirals",
     "teacher",
     "teacher_classification",
@@ -175,3 +179,39 @@ def manifold(rng: np.random.Generator) -> Examples:
     points = teacher(rng, rng.normal(size=(SIZE, latent)), ambient)
     points = points + log_uniform(rng, 0.003, 0.3) * rng.normal(size=points.shape)
     return Examples("manifold", points.astype(np.float32), np.zeros((SIZE, 1), np.float32))
+
+
+def smooth_fields(rng: np.random.Generator, count: int, decay: float) -> Array:
+    """Random pictures (count, 8, 8) whose spectrum falls with the frequency to the power ``-decay``."""
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(8), np.fft.rfftfreq(8), indexing="ij"))
+    noise = np.fft.rfft2(rng.normal(size=(count, 8, 8)))
+    fields = np.fft.irfft2(noise / np.maximum(frequency, 1 / 8) ** decay, s=(8, 8))
+    return np.asarray(fields / fields.std())
+
+
+def prototypes(rng: np.random.Generator) -> Examples:
+    """Pictures (channels, 8, 8): one or two smooth patterns per class, moved by a pixel or two, in noise."""
+    classes, channels, each = int(rng.integers(2, 11)), int(rng.integers(1, 4)), int(rng.integers(1, 3))
+    patterns = smooth_fields(rng, classes * each * channels, rng.uniform(0.5, 2.0)).reshape(-1, channels, 8, 8)
+    which, reach = rng.integers(len(patterns), size=SIZE), int(rng.integers(0, 3))
+    pictures = patterns[which]
+    moves = rng.integers(-reach, reach + 1, size=(SIZE, 2))
+    rows, columns = ((np.arange(8) + moves[:, k : k + 1]) % 8 for k in (0, 1))
+    pictures = pictures[np.arange(SIZE)[:, None, None], :, rows[:, :, None], columns[:, None, :]].transpose(0, 3, 1, 2)
+    pictures = pictures + log_uniform(rng, 0.1, 1.5) * rng.normal(size=pictures.shape)
+    return _classes("prototypes", pictures, which % classes, classes, unit_scale=True)
+
+
+def fields(rng: np.random.Generator) -> Examples:
+    """Smooth random pictures as rows of 64 numbers; the targets are unused."""
+    pictures = smooth_fields(rng, SIZE, rng.uniform(0.7, 2.5)).reshape(SIZE, -1)
+    return Examples("fields", pictures.astype(np.float32), np.zeros((SIZE, 1), np.float32), unit_scale=True)
+
+
+def sparse_codes(rng: np.random.Generator) -> Examples:
+    """Sums of a few of 10 to 60 random atoms in 24 to 80 dimensions; the targets are unused."""
+    atoms, ambient = int(rng.integers(10, 61)), log_integer(rng, 24, 80)
+    used = (rng.random((SIZE, atoms)) < rng.uniform(1.5, 4) / atoms) * rng.exponential(size=(SIZE, atoms))
+    points = used @ rng.normal(size=(atoms, ambient))
+    points = points / (points.std() + 1e-9) + log_uniform(rng, 0.003, 0.3) * rng.normal(size=points.shape)
+    return Examples("sparse-codes", points.astype(np.float32), np.zeros((SIZE, 1), np.float32), unit_scale=True)
