@@ -48,9 +48,9 @@ class Examples(Dataset[dict[str, Tensor]]):
         return {"inputs": self.inputs[index], "labels": self.labels[index]}
 
 
-def loader(batches: int) -> DataLoader[dict[str, Tensor]]:
+def loader(batches: int, size: int = BATCH) -> DataLoader[dict[str, Tensor]]:
     """That many batches, always in the same order."""
-    return DataLoader(Examples(batches * BATCH), batch_size=BATCH)
+    return DataLoader(Examples(batches * size), batch_size=size)
 
 
 def make_optimizer(model: nn.Module, **options: Any) -> Optimizer:
@@ -70,6 +70,7 @@ def plain_loop(
     epochs: int,
     batches: int,
     *,
+    size: int = BATCH,
     accumulate: int = 1,
     clip: float = 0.0,
     divide_by: int | None = None,
@@ -83,7 +84,7 @@ def plain_loop(
     """
     rates = []
     for _ in range(epochs):
-        waiting = list(loader(batches))
+        waiting = list(loader(batches, size))
         while waiting:
             group, waiting = waiting[:accumulate], waiting[accumulate:]
             total = torch.zeros(())
