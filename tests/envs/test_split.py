@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,8 @@ from rlrate.envs.split import PARTS, Part, load_part
 from rlrate.envs.workloads import data as bundled
 from rlrate.envs.workloads import make_workload, workload_names
 from rlrate.errors import ConfigError
+from rlrate.experiments.suite import load_suite
 
-SUITES = Path(__file__).parents[2] / "experiments" / "suites"
 LOADERS = {
     "load_digits": "digits",
     "load_diabetes": "diabetes",
@@ -111,14 +109,13 @@ def test_the_default_recipe_trains_on_the_training_part() -> None:
 
 @pytest.mark.parametrize("name", ["selection", "held-out"])
 def test_a_suite_is_made_of_its_part(name: str) -> None:
-    suite = tomllib.loads((SUITES / f"{name}.toml").read_text())
-    problems = suite["problem"]
-    assert {problem["workload"] for problem in problems} <= names_of(load_part(name))
-    assert len(suite["schedules"]) * suite["rates"] >= 77
-    assert len({problem["kind"] for problem in problems}) >= 8
+    suite = load_suite(name)
+    assert {problem.workload for problem in suite.problems} <= names_of(load_part(name))
+    assert len(suite.schedules) * suite.rates >= 77
+    assert len({problem.kind for problem in suite.problems}) >= 8
     if name == "held-out":
-        assert {problem["optimizer"] for problem in problems} == OPTIMIZERS
-        assert len(problems) >= 10
+        assert {problem.optimizer for problem in suite.problems} == OPTIMIZERS
+        assert len(suite.problems) >= 10
 
 
 def test_only_the_training_labels_are_noisy() -> None:
