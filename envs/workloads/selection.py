@@ -114,8 +114,8 @@ def evidence_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def checkerboard(rng: np.random.Generator) -> Examples:
-    """Black or white on a board of 4 x 4 squares, with one more input that tells nothing."""
-    x = rng.uniform(0, 4, size=(SIZE, 3))
+    """Black or white on a board of 3 x 3 squares, with one more input that tells nothing."""
+    x = rng.uniform(0, 3, size=(SIZE, 3))
     labels = np.floor(x[:, :2]).sum(axis=1).astype(np.int64) % 2
     return Examples("checkerboard", x.astype(np.float32), labels, 2)
 

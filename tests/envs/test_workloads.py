@@ -85,7 +85,7 @@ SEEDS = range(8)
 # Families whose rows are all different, so that a row in both parts would be a leak.
 DISTINCT = {"mlp-regression", "autoencoder", "cnn", "cnn-batchnorm", "ill-conditioned", "likelihood", "bandit"}
 
-PATIENCE = {"checkerboard-gated": (0.03, 250), "ratings-factorisation": (0.03, 150)}  # rate and steps
+PATIENCE = {"checkerboard-gated": (0.02, 150), "ratings-factorisation": (0.03, 150)}  # rate and steps
 
 # Families whose training loss says little, or is no ratio scale: their held-out loss must fall.
 SIGNED = {"bandit", "likelihood"}
