@@ -4,48 +4,30 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from rlrate.agents.train import versions
 from rlrate.controller import Controller
-from rlrate.envs import make_optimizer, make_workload
-from rlrate.envs.training import Draw
-from rlrate.errors import ConfigError, unknown_name
-from rlrate.experiments.runs import Trace, run_learned, run_schedules
+from rlrate.errors import ConfigError
+from rlrate.experiments import store
+from rlrate.experiments.engine import Report, run_suite
+from rlrate.experiments.methods import LEARNED
+from rlrate.experiments.recording import Trace
 from rlrate.experiments.schedules import schedule_names
 from rlrate.experiments.statistics import bootstrap, centre
+from rlrate.experiments.suite import REPORT_SEED, Problem, Suite, check_integer, peak_grid
 from rlrate.storage import write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-LEARNED = "learned"
-
-#: Centre of the grid of peak rates for each optimizer, as a power of ten; the grid spans four decades around it.
-GRID_CENTRE = {
-    "sgd": -0.5,
-    "momentum": -1.5,
-    "nesterov": -1.5,
-    "adagrad": -1.0,
-    "rmsprop": -3.0,
-    "adam": -2.5,
-    "adamw": -2.5,
-}
-
-#: Seeds of the reported runs start here, those of the tuning runs at 0: no run is both.
-REPORT_SEED = 1_000
-
-Progress = Callable[[int, int, str], None]
-Key = tuple[str, str]
+__all__ = ["LEARNED", "REPORT_SEED", "Comparison", "Row", "compare", "peak_grid"]
 
 
 @dataclass(frozen=True)
@@ -86,9 +68,6 @@ class Row:
     def diverged(self) -> int:
         """Number of seeds whose final loss is not finite."""
         return sum(not math.isfinite(loss) for loss in self.losses)
-
-
-CellResult = tuple[list[Row], dict[tuple[str, str, str], Trace]]
 
 
 @dataclass
@@ -167,7 +146,9 @@ def compare(
     tuning_seeds: int = 2,
     out: str | Path | None = None,
     workers: int = 1,
-    progress: Progress | None = None,
+    backend: str = "local",
+    command: str = "",
+    progress: Report | None = None,
 ) -> Comparison:
     """Compares a controller with hand-tuned schedules.
 
@@ -184,141 +165,105 @@ def compare(
         grid: Number of peak rates, log-spaced over four decades.
         seeds: Reported seeds.
         tuning_seeds: Seeds used to choose the peak rate; not among the reported ones.
-        out: Folder for ``results.json`` and pictures; None writes nothing.
-        workers: Processes over which workloads and optimizers are spread; the results do not depend on it. With more
-            than one, a script must guard its entry with ``if __name__ == "__main__"``.
-        progress: Called with (network updates done, in all, what is running).
+        out: Folder for ``results.json``, pictures, and every run (see :mod:`rlrate.experiments.store`): a comparison
+            that was stopped goes on there. None keeps nothing.
+        workers: Processes over which the runs are spread; the results do not depend on it. With more than one, a
+            script must guard its entry with ``if __name__ == "__main__"``.
+        backend: "local", or "ray" for a Ray cluster.
+        command: The command line, for the record.
+        progress: Called with (runs done, in all, what is running).
 
     Raises:
-        ConfigError: for unknown names or counts below 1.
+        ConfigError: for unknown names, counts below 1, or when ``out`` holds another comparison.
     """
     controller = controller if isinstance(controller, Controller) else Controller.load(controller)
     names = list(schedules) if schedules is not None else schedule_names()
-    for name in names:
-        if name not in schedule_names():
-            raise ConfigError(unknown_name("schedule", name, schedule_names()))
-    counts = {"steps": steps, "grid": grid, "seeds": seeds, "tuning_seeds": tuning_seeds, "workers": workers}
-    for label, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ConfigError(f"{label} must be a positive integer, got {count!r}")
+    for label, count in {"steps": steps, "grid": grid, "seeds": seeds, "tuning_seeds": tuning_seeds}.items():
+        check_integer(label, count, 1)
     if not workloads or not optimizers or not names:
         raise ConfigError("a comparison needs at least one workload, one optimizer and one schedule")
-    for name in optimizers:
-        make_optimizer(name)
-    for name in workloads:
-        make_workload(name, np.random.default_rng(0))
-    del counts["workers"]
+    problems = tuple(Problem(workload, optimizer, steps) for workload in workloads for optimizer in optimizers)
+    suite = Suite(
+        "comparison",
+        "Learned and tuned schedules",
+        problems,
+        schedules=tuple(names),
+        seeds=seeds,
+        tuning_seeds=tuning_seeds,
+        rates=grid,
+    )
     settings = {
-        **counts,
+        "steps": steps,
+        "grid": grid,
+        "seeds": seeds,
+        "tuning_seeds": tuning_seeds,
         "workloads": list(workloads),
         "optimizers": list(optimizers),
         "schedules": names,
         "controller": controller.identity,
         "grids": {name: peak_grid(name, grid).tolist() for name in optimizers},
     }
-    result = Comparison(settings)
-    cells = [(problem, name) for problem in workloads for name in optimizers]
-    meter = _Meter(len(cells) * steps * (len(names) * (grid * tuning_seeds + seeds) + seeds), progress)
-    for rows, traces in _run_cells(cells, settings, controller, meter, min(workers, len(cells))):
-        result.rows += rows
-        result.traces |= traces
+    with tempfile.TemporaryDirectory() as scratch:
+        results = run_suite(
+            suite,
+            scratch if out is None else out,
+            controller=controller,
+            workers=workers,
+            backend=backend,
+            command=command,
+            progress=progress,
+        )
+    comparison = Comparison(settings)
+    for problem in problems:
+        _summarise(problem, [row for row in results.rows if row.problem == problem.name], comparison)
     if out is not None:
-        result.save(Path(out))
-    return result
+        comparison.save(Path(out))
+    return comparison
 
 
-def _run_cells(
-    cells: Sequence[Key], settings: dict[str, Any], controller: Controller, meter: _Meter, workers: int
-) -> Iterator[CellResult]:
-    """The results of all cells, in their order."""
-    if workers == 1:
-        for key in cells:
-            meter.label = ", ".join(key)
-            yield _compare_cell(key, settings, controller, meter.tick)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(_compare_cell, key, settings, controller, None) for key in cells]
-        meter.label = "starting"
-        meter.tick(0)
-        for number, _ in enumerate(as_completed(futures), start=1):
-            meter.label = f"{number} of {len(cells)} combinations of workload and optimizer"
-            meter.tick(meter.total * number // len(cells) - meter.done)
-        yield from (future.result() for future in futures)
-
-
-def _compare_cell(
-    key: Key, settings: dict[str, Any], controller: Controller, tick: Callable[[int], None] | None
-) -> CellResult:
-    workload = make_workload(key[0], np.random.default_rng(0))
-    draw = Draw(workload, make_optimizer(key[1]), settings["steps"])
-    names = settings["schedules"]
-    peaks = peak_grid(key[1], settings["grid"])
-    chosen = tune(draw, names, peaks, range(settings["tuning_seeds"]), tick)
-    seeds = [REPORT_SEED + index for index in range(settings["seeds"])]
-    trace = run_schedules(
-        draw,
-        [seed for _ in names for seed in seeds],
-        [name for name in names for _ in seeds],
-        [chosen[name] for name in names for _ in seeds],
-        tick,
-    )
-    traces = {name: trace.columns(slice(i * len(seeds), (i + 1) * len(seeds))) for i, name in enumerate(names)}
-    traces[LEARNED] = run_learned(draw, seeds, controller, tick)
-    best = min(names, key=lambda name: centre(traces[name].heldout_loss))
-    rows = []
-    for method, part in traces.items():
-        ratios = part.heldout_loss / traces[best].heldout_loss
-        peak = chosen.get(method)
-        rows.append(
+def _summarise(problem: Problem, runs: Sequence[store.Row], comparison: Comparison) -> None:
+    """Adds the rows and curves of a problem."""
+    reported: dict[str, list[store.Row]] = {}
+    for run in runs:
+        if run.role == "report":
+            reported.setdefault(run.method, []).append(run)
+    losses = {method: np.array([run.heldout_loss for run in own]) for method, own in reported.items()}
+    best = min((method for method in losses if method != LEARNED), key=lambda method: centre(losses[method]))
+    peaks = peak_grid(problem.optimizer, comparison.settings["grid"])
+    for method, own in reported.items():
+        ratios = losses[method] / losses[best]
+        peak = own[0].peak
+        accuracies = [math.nan if run.heldout_accuracy is None else run.heldout_accuracy for run in own]
+        comparison.rows.append(
             Row(
-                *key,
+                problem.workload,
+                problem.optimizer,
                 method,
                 peak,
-                trials=0 if peak is None else len(peaks),
+                trials=own[0].budget,
                 edge=peak is not None and len(peaks) > 1 and bool(peak in (peaks[0], peaks[-1])),
-                losses=part.heldout_loss.tolist(),
-                accuracies=part.heldout_accuracy.tolist(),
+                losses=losses[method].tolist(),
+                accuracies=accuracies,
                 ratio=float(np.exp(np.log(ratios).mean())),
                 interval=bootstrap(np.log(ratios)),
             )
         )
-    return rows, {(*key, method): part for method, part in traces.items()}
+        comparison.traces[problem.workload, problem.optimizer, method] = _trace(own)
 
 
-def tune(
-    draw: Draw,
-    names: Sequence[str],
-    peaks: NDArray[np.float64],
-    seeds: Sequence[int],
-    tick: Callable[[int], None] | None,
-) -> dict[str, float]:
-    """The peak rate with the lowest mean log held-out loss over ``seeds``, for each schedule."""
-    cells = [(name, peak, seed) for name in names for peak in peaks for seed in seeds]
-    trace = run_schedules(draw, [c[2] for c in cells], [c[0] for c in cells], [c[1] for c in cells], tick)
-    losses = trace.heldout_loss.reshape(len(names), len(peaks), len(seeds))
-    centres = np.apply_along_axis(centre, 2, losses)
-    return {name: float(peaks[row.argmin()]) for name, row in zip(names, centres, strict=True)}
-
-
-def peak_grid(optimizer: str, size: int) -> NDArray[np.float64]:
-    """``size`` peak rates, log-spaced over the four decades around the optimizer's usual rate."""
-    middle = GRID_CENTRE[optimizer]
-    return np.array([10.0**middle]) if size == 1 else np.logspace(middle - 2, middle + 2, size)
-
-
-class _Meter:
-    """Counts network updates and passes them on."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.total, self.progress = total, progress
-        self.done = 0
-        self.label = ""
-
-    def tick(self, updates: int) -> None:
-        self.done += updates
-        if self.progress is not None:
-            self.progress(self.done, self.total, self.label)
+def _trace(runs: Sequence[store.Row]) -> Trace:
+    curves = [run.curve for run in runs if run.curve is not None]
+    losses = np.array([run.heldout_loss for run in runs])
+    return Trace(
+        curves[0].updates,
+        np.stack([curve.train_loss for curve in curves], axis=1),
+        np.stack([curve.rate for curve in curves], axis=1),
+        curves[0].heldout_updates,
+        np.stack([curve.heldout_loss for curve in curves], axis=1),
+        losses,
+        np.array([math.nan if run.heldout_accuracy is None else run.heldout_accuracy for run in runs]),
+        ~np.isfinite(losses),
+    )
 
 
 def _plain(value: Any) -> Any:

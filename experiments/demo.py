@@ -32,6 +32,10 @@ WORKLOAD = "digits-cnn"
 OPTIMIZERS = ("adam", "rmsprop", "adagrad", "momentum")
 STEPS = 400
 STARTS = 50
+SCHEDULES = (
+    *("constant", "step", "exponential", "cosine"),
+    *("warmup-cosine", "one-cycle", "linear", "reduce-on-plateau"),
+)
 
 Losses = NDArray[np.float64]
 # Where nobody watches, the table must not be folded.
@@ -122,6 +126,7 @@ def _compare(controller: rlrate.Controller, out: Path) -> Comparison:
             OPTIMIZERS,
             steps=STEPS,
             controller=controller,
+            schedules=SCHEDULES,
             out=out / "comparison",
             workers=os.cpu_count() or 1,
             progress=report,

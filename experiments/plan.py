@@ -21,8 +21,9 @@ __all__ = ["Plan"]
 #: Schedules that are also run at the rates given at the start, to compare the sensitivity with.
 START_SCHEDULES = ("constant", "cosine")
 
-#: Rough cost in microseconds of an update of one network: among many, in a plain loop, and per million multiplications.
-BATCHED, PLAIN, MILLION = 20.0, 300.0, 400.0
+#: Rough cost in microseconds of an update of one small network, by task, and of a million multiplications.
+OVERHEAD = {"schedules": 20.0, "defaults": 60.0, "controlled": 80.0, "search": 80.0, "loop": 450.0, "start": 700.0}
+MILLION = 100.0
 
 
 class Plan:
@@ -89,8 +90,7 @@ class Plan:
 
     def update_cost(self, cell: Cell) -> float:
         """What one of its network updates costs."""
-        overhead = PLAIN if cell.task in ("loop", "start") else BATCHED
-        return overhead + MILLION * self._unit[cell.problem.name]
+        return OVERHEAD[cell.task] + MILLION * self._unit[cell.problem.name]
 
     def _tune(self, problem: Problem) -> list[Cell]:
         suite = self.suite

@@ -73,9 +73,9 @@ class Problem:
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError(unknown_name("optimizer", self.optimizer, OPTIMIZERS))
         for label, least in (("steps", 1), ("depth", 1), ("sample", 0)):
-            _check_integer(label, getattr(self, label), least)
+            check_integer(label, getattr(self, label), least)
         if self.batch is not None:
-            _check_integer("batch", self.batch, 1)
+            check_integer("batch", self.batch, 1)
         if isinstance(self.width, bool) or not isinstance(self.width, int | float) or not self.width > 0:
             raise ConfigError(f"width must be a positive factor, got {self.width!r}")
         if not all(isinstance(rate, int | float) and 0 < rate < np.inf for rate in self.start):
@@ -120,7 +120,7 @@ class Suite:
 
     def __post_init__(self) -> None:
         for label in ("seeds", "tuning_seeds", "rates"):
-            _check_integer(label, getattr(self, label), 1)
+            check_integer(label, getattr(self, label), 1)
         if self.tuning_seeds > REPORT_SEED:
             raise ConfigError(f"tuning_seeds must be at most {REPORT_SEED}, so that no run is both tuned and reported")
         for name in self.schedules:
@@ -228,7 +228,8 @@ def _check_entries(where: str, table: Mapping[str, Any], known: set[str], needed
         raise ConfigError(f"{where} lacks {', '.join(sorted(missing))}")
 
 
-def _check_integer(label: str, value: Any, least: int) -> None:
+def check_integer(label: str, value: Any, least: int) -> None:
+    """Raises a ConfigError unless ``value`` is a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         what = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise ConfigError(f"{label} must be {what}, got {value!r}")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,21 +40,39 @@ def compare(
     grid: Annotated[int, typer.Option(help="Learning rates tried for each schedule.")] = 9,
     seeds: Annotated[int, typer.Option(help="Paired seeds of the final runs.")] = 5,
     tuning_seeds: Annotated[int, typer.Option(help="Seeds with which the learning rates are tuned.")] = 2,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json and pictures.")] = Path(
-        "runs/comparison"
-    ),
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="A whole suite: smoke, held-out, robustness, optimizers, or a TOML file. It says what is compared, so "
+            "that the options above have no say, --controller aside.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for the results. A comparison that was stopped goes on there.",
+            show_default="runs/comparison, or runs/SUITE",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes over which workloads and optimizers are spread; the result does not depend on it.",
+            help="Processes over which the runs are spread; the result does not depend on it.",
             show_default="cores",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what results.json holds.")] = False,
+    backend: Annotated[
+        str, typer.Option(help='Where the runs are made: local, or ray for a Ray cluster ("rlrate[ray]").')
+    ] = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Print what results.json or suite.json holds.")] = False,
 ) -> None:
     """Compare a controller, which is given no learning rate, with hand-tuned schedules.
 
     Example:  rlrate compare --workload digits-cnn --optimizer adam --steps 400
+
+    Example:  rlrate compare --suite smoke --out runs/smoke
 
     Every schedule runs at the best learning rate of a grid, found for it on other seeds.
 
@@ -59,19 +80,32 @@ def compare(
     """
     with waiting("loading the comparison"):
         from rlrate import experiments
-    with Steps("comparing") as progress:
+    settings: dict[str, Any] = {
+        "controller": controller,
+        "workers": workers or os.cpu_count() or 1,
+        "backend": backend,
+        "command": _command_line(),
+    }
+    if suite is not None:
+        given = {"--workload": workload, "--optimizer": optimizer, "--schedule": schedule}
+        for name, value in given.items():
+            if value:
+                raise ConfigError(f"{name} and --suite exclude each other: the suite says what is compared")
+        _run_suite(suite, out or Path("runs") / Path(suite).stem, settings, as_json)
+        return
+    out = out or Path("runs/comparison")
+    with Steps("comparing") as progress, _kept(out):
         comparison = experiments.compare(
             workload or DEFAULT_WORKLOADS,
             optimizer or DEFAULT_OPTIMIZERS,
             steps=steps,
-            controller=controller,
             schedules=schedule,
             grid=grid,
             seeds=seeds,
             tuning_seeds=tuning_seeds,
             out=out,
-            workers=workers or os.cpu_count() or 1,
             progress=progress.step,
+            **settings,
         )
     files = sorted(path for path in out.iterdir() if not path.name.startswith("."))
     if as_json:
@@ -88,18 +122,47 @@ def compare(
         say(f"  {path}")
 
 
+def _run_suite(suite: str, out: Path, settings: dict[str, Any], as_json: bool) -> None:
+    from rlrate.experiments import run_suite
+    from rlrate.experiments.overview import suite_table
+
+    with Steps("comparing") as progress, _kept(out):
+        results = run_suite(suite, out, progress=progress.step, **settings)
+    if as_json:
+        say_json({**results.suite, "complete": results.complete, "files": sorted(out.glob("[!.]*"))})
+        return
+    stdout().print(suite_table(results))
+    say(f"{len(results.rows)} runs: {out / 'results.jsonl'}")
+
+
+@contextmanager
+def _kept(out: Path) -> Iterator[None]:
+    """Says on Ctrl-C that nothing finished is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"finished runs are kept in {out}; the same command goes on with the others")
+        raise
+
+
+def _command_line() -> str:
+    return shlex.join(["rlrate", *sys.argv[1:]])
+
+
 def bench(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="scheduler or environment")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="scheduler, environment or comparison")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Measure what the scheduler costs, or how fast the training environment is, on this machine.
+    """Measure what the scheduler costs, or how fast training environment or comparison are, on this machine.
 
     Example:  rlrate bench scheduler --json
 
     Example:  rlrate bench environment --json
 
+    Example:  rlrate bench comparison --json
+
     The scheduler is measured beside CosineAnnealingLR, populations of networks beside a plain torch loop of one
-    network, each in the same run.
+    network, the grid of the suite smoke beside a plain loop for each of its runs, each in the same run.
     """
     if what not in _BENCHMARKS:
         raise ConfigError(unknown_name("benchmark", what, _BENCHMARKS))
@@ -125,7 +188,17 @@ def _environment() -> dict[str, Any]:
     return environment_benchmark()
 
 
-_BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {"environment": _environment, "scheduler": _scheduler}
+def _comparison() -> dict[str, Any]:
+    from rlrate.experiments.bench import comparison_benchmark
+
+    return comparison_benchmark()
+
+
+_BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
+    "comparison": _comparison,
+    "environment": _environment,
+    "scheduler": _scheduler,
+}
 
 
 def _lines(figures: dict[str, Any], indent: str = "") -> list[str]:

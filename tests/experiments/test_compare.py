@@ -19,7 +19,7 @@ from rlrate.envs.plain import plain_run
 from rlrate.envs.training import Draw
 from rlrate.errors import ConfigError, ControllerError
 from rlrate.experiments import compare, factor_table, schedule_names
-from rlrate.experiments.compare import REPORT_SEED, peak_grid, tune
+from rlrate.experiments.compare import REPORT_SEED, peak_grid
 from rlrate.experiments.runs import run_learned, run_schedules
 from rlrate.experiments.statistics import bootstrap, centre
 
@@ -69,11 +69,8 @@ def test_holding_the_rate_is_the_constant_schedule() -> None:
     np.testing.assert_allclose(learned.rate, 1e-3)
 
 
-def test_tuning_finds_the_best_rate_and_a_broken_run_never_wins() -> None:
-    draw = wine(40, "momentum")
-    peaks = np.array([1e-6, 1e-2, 1e6])
-    assert tune(draw, ["constant", "cosine"], peaks, range(2), None) == {"constant": 1e-2, "cosine": 1e-2}
-    assert run_schedules(draw, [0], ["constant"], [1e12]).heldout_loss[0] > 1e3
+def test_a_broken_run_is_worse_than_any_other() -> None:
+    assert run_schedules(wine(40, "momentum"), [0], ["constant"], [1e12]).heldout_loss[0] > 1e3
 
 
 def test_comparison_end_to_end(tmp_path: Path) -> None:
@@ -91,7 +88,7 @@ def test_comparison_end_to_end(tmp_path: Path) -> None:
         progress=lambda done, total, what: calls.append((done, total)),
     )
     assert len(result.rows) == 2 * 2 * 4
-    assert calls[-1][0] == calls[-1][1] == 40 * 4 * (3 * (3 * 1 + 3) + 3)
+    assert calls[-1][0] == calls[-1][1] == 4 * (3 * (3 * 1 + 3) + 3)
     record = json.loads((tmp_path / "results.json").read_text())
     assert record["settings"]["seeds"] == 3 and len(record["rows"]) == len(result.rows)
     assert (tmp_path / "curves-wine-mlp.png").stat().st_size > 10_000
