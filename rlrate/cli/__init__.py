@@ -1,4 +1,4 @@
-"""The command line: ``rlrate train | export | inspect | compare | workloads | bench``."""
+"""The command line: ``rlrate train | export | inspect | compare | report | workloads | bench``."""
 
 from rlrate.cli.app import app, main
 

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 import rlrate
 from rlrate.cli.comparing import bench, compare
 from rlrate.cli.describing import inspect, workloads
+from rlrate.cli.reporting import report
 from rlrate.cli.terminal import note, say
 from rlrate.cli.training import export, train
 from rlrate.errors import RlrateError
@@ -25,6 +26,7 @@ _EXTRAS = {
     "sklearn": "train",
     "tensorboard": "train",
     "tqdm": "train",
+    "jinja2": "compare",
     "matplotlib": "compare",
     "optuna": "compare",
     "scipy": "compare",
@@ -77,7 +79,7 @@ def _rlrate(
     """
 
 
-for command in (train, export, inspect, compare, workloads, bench):
+for command in (train, export, inspect, compare, report, workloads, bench):
     app.command()(command)
 
 

@@ -1,0 +1,84 @@
+"""Charts of a report as PNG files, drawn by matplotlib from the same description as those of the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlrate.experiments.report_charts import Chart, Scale, scales
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    "learned": "#c62b45",
+    "best": "#00718a",
+    "constant": "#a86c06",
+    "fourth": "#6448c4",
+    "fifth": "#3c7a32",
+    "sixth": "#9c4297",
+    "other": "#757983",
+}
+_DASHES = {"constant": (4, 2), "fourth": (1, 1.6), "fifth": (5, 1.5, 1, 1.5), "sixth": (7, 3)}
+
+
+def save_chart(chart: Chart, path: Path) -> Path:
+    """Draws a chart into a PNG file; returns its path."""
+    from matplotlib.figure import Figure
+
+    x, y = scales(chart)
+    figure = Figure(figsize=(6.4, 0.32 * len(chart.spans) + 1.2 if y is None else 4.0), layout="constrained")
+    axes = figure.subplots()
+    _fix(axes, x, "x")
+    if y is None:
+        _spans(axes, chart)
+    else:
+        _fix(axes, y, "y")
+        _lines(axes, chart)
+    axes.set_title(chart.title, fontsize=11, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, linewidth=0.5, alpha=0.5)
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def _spans(axes: Axes, chart: Chart) -> None:
+    for row, span in enumerate(chart.spans):
+        value, low, high = span.interval
+        axes.plot([low, high], [row, row], color=COLOURS[span.role], linewidth=2, solid_capstyle="round")
+        axes.plot(value, row, "o", color=COLOURS[span.role], markersize=5)
+    axes.set_yticks(range(len(chart.spans)), [span.label for span in chart.spans])
+    axes.set_ylim(len(chart.spans) - 0.5, -0.5)
+    if chart.rule is not None:
+        axes.axvline(chart.rule, color="0.4", linewidth=1, linestyle="--")
+
+
+def _lines(axes: Axes, chart: Chart) -> None:
+    for line in chart.lines:
+        colour, y = COLOURS[line.role], np.where(np.isfinite(line.y), line.y, np.nan)
+        if line.low is not None and line.high is not None:
+            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.14, linewidth=0)
+        (drawn,) = axes.plot(
+            line.x,
+            y,
+            color=colour,
+            label=line.name,
+            linewidth=2.2 if line.role == "learned" else 1.5,
+            drawstyle="steps-post" if line.stairs else "default",
+        )
+        if line.role in _DASHES:
+            drawn.set_dashes(_DASHES[line.role])
+    if chart.rule is not None:
+        axes.axhline(chart.rule, color="0.4", linewidth=1, linestyle="--")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False)
+
+
+def _fix(axes: Axes, scale: Scale, which: str) -> None:
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
+    axes.set(**{f"{which}scale": "log" if scale.log else "linear", f"{which}label": scale.label})
+    axes.set(**{f"{which}lim": (scale.low, scale.high)})
+    axis.set_ticks([value for value, _ in scale.ticks], [label for _, label in scale.ticks])
+    axis.set_ticks([], minor=True)

@@ -1,0 +1,137 @@
+"""The tables of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlrate.experiments.report_charts import number
+from rlrate.experiments.scoring import Scores
+from rlrate.experiments.scoring_cells import SLACK
+from rlrate.experiments.statistics import Interval
+
+
+@dataclass(frozen=True)
+class Value:
+    """A cell of a table: what is shown, and the number it is sorted by (None sorts last, text by itself)."""
+
+    text: str
+    key: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A sortable table; the first columns that hold text are named in ``texts``."""
+
+    name: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[tuple[str, Sequence[Value]]]
+    texts: frozenset[int] = frozenset({0})
+    folded: str = ""
+
+
+def methods_table(scores: Scores) -> Table:
+    """One row a method, best first."""
+    columns = [
+        ("method", ""),
+        ("group", ""),
+        ("trials", "rates tried for each problem"),
+        ("loss ratio", "final held-out loss relative to the best tuned configuration: geometric mean [95 % interval]"),
+        ("IQM", "interquartile mean of the ratios"),
+        ("wins", "share of runs with a lower loss than the best tuned configuration"),
+        ("rank", "mean rank by loss, controls left out"),
+        ("score", f"AlgoPerf-style score, target within {SLACK:.0%} of the best tuned loss"),
+        ("strict", "the same, target equal to the best tuned loss"),
+        ("worth trials", "random-search trials that are expected to match it"),
+        ("diverged", "reported runs"),
+        ("compute", "updates spent for one reported run, tuning and search included, in runs"),
+        ("s/run", "wall time"),
+        ("worst problem", "largest ratio"),
+    ]
+    rows = []
+    for s in scores.scores:
+        partial = f" ({s.problems} of {len(scores.headline)} problems)" if s.problems < len(scores.headline) else ""
+        values = [
+            Value(s.method + partial, s.method),
+            Value(s.group, s.group),
+            Value(str(s.budget), s.budget),
+            Value(ratio_text(s.ratio), s.ratio.value if s.ratio else None),
+            Value(ratio(s.middle.value) if s.middle else "", s.middle.value if s.middle else None),
+            _plain(s.wins, ".0%"),
+            _plain(s.rank, ".1f"),
+            _plain(s.score, ".2f"),
+            _plain(s.strict, ".2f"),
+            Value(worth(s.trials, len(scores.search)), None if math.isnan(s.trials) else s.trials),
+            Value(f"{s.diverged} of {s.runs}", s.diverged / max(s.runs, 1)),
+            _plain(s.compute, ".3g"),
+            _plain(s.seconds, ".2g"),
+            Value(f"{s.worst[0]}: {ratio(s.worst[1])}" if s.worst else "", s.worst[0] if s.worst else ""),
+        ]
+        rows.append((s.group, values))
+    return Table("methods-table", columns, rows, frozenset({0, 1, 13}))
+
+
+def cells_table(scores: Scores) -> Table:
+    """One row for each method and problem."""
+    columns = [
+        ("problem", ""),
+        ("method", ""),
+        ("rate", "chosen by tuning; * at the edge of the grid"),
+        ("loss", "final held-out loss, geometric mean over seeds"),
+        ("accuracy", ""),
+        ("ratio", "to the best tuned configuration: geometric mean [95 % interval]"),
+        ("steps to target", f"within {SLACK:.0%} of the best tuned loss, median over seeds"),
+        ("diverged", ""),
+    ]
+    rows = []
+    for (problem, method), c in scores.cells.items():
+        rate = "" if c.peak is None else number(c.peak) + ("*" if c.edge else "")
+        values = [
+            Value(problem, problem),
+            Value(method, method),
+            Value(rate, c.peak),
+            Value(number(c.loss), c.loss if math.isfinite(c.loss) else None),
+            Value("" if c.accuracy is None else f"{c.accuracy:.1%}", c.accuracy),
+            Value(ratio_text(c.ratio), c.ratio.value if c.ratio else None),
+            Value("never" if math.isinf(c.steps) else f"{c.steps:,.0f}", c.steps if math.isfinite(c.steps) else None),
+            Value(f"{c.diverged} of {len(c.losses)}", c.diverged),
+        ]
+        rows.append((scores.groups[method], values))
+    return Table("cells-table", columns, rows, frozenset({0, 1}), folded=f"All {len(rows)} cells")
+
+
+def broken_table(scores: Scores) -> Table:
+    """Diverged runs by method: those reported, those of the tuning grid, those from given starts."""
+    counts: dict[str, dict[str, list[bool]]] = {}
+    for row in scores.results.rows:
+        counts.setdefault(row.method, {}).setdefault(row.role, []).append(row.diverged)
+    rows = []
+    for method, by_role in counts.items():
+        shares = [by_role.get(name, []) for name in ("report", "tune", "start")]
+        if any(map(any, shares)):
+            told = [Value(f"{sum(s)} of {len(s)}" if s else "", sum(s) / len(s) if s else None) for s in shares]
+            rows.append((scores.groups.get(method, ""), [Value(method, method), *told]))
+    columns = [("method", ""), ("reported runs", ""), ("tuning grid", ""), ("given starts", "")]
+    return Table("broken-table", columns, rows)
+
+
+def worth(trials: float, size: int) -> str:
+    """A number of trials; more than the grid has where no search of it is enough."""
+    if math.isnan(trials):
+        return ""
+    return f"> {size}" if math.isinf(trials) else "< 1" if trials < 1 else f"{trials:.1f}"
+
+
+def ratio_text(interval: Interval | None) -> str:
+    """A ratio with its interval."""
+    return "" if interval is None else f"{ratio(interval.value)} [{ratio(interval.low)}, {ratio(interval.high)}]"
+
+
+def _plain(value: float, form: str) -> Value:
+    return Value("", None) if math.isnan(value) else Value(format(value, form), value)
+
+
+def ratio(value: float) -> str:
+    """A ratio with three digits behind or before the point."""
+    return f"{value:.3f}" if value < 2 else f"{value:.3g}"

@@ -1,0 +1,244 @@
+"""From the rows of a comparison to what is said about it: one score a method, one cell a method and problem."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlrate.experiments.scoring_cells import Cell, Problem, exp, make_cell, make_problem
+from rlrate.experiments.statistics import (
+    Array,
+    Interval,
+    clustered_interval,
+    equivalent_trials,
+    expected_best,
+    iqm,
+    paired_difference,
+    profile_score,
+    stratified_interval,
+    win_rate,
+)
+
+if TYPE_CHECKING:
+    from rlrate.experiments.store import Results, Row
+
+#: Kinds of problems that a controller was made with: shown, but never part of a headline where there are others.
+KNOWN_KINDS = frozenset({"train", "selection"})
+
+
+@dataclass(frozen=True)
+class Score:
+    """One method over all problems of the headline.
+
+    Attributes:
+        method: Its name.
+        group: schedule, learned, control, default, self-tuning or search.
+        what: One line about it.
+        budget: Trials spent on tuning it.
+        problems: Problems on which it has all its runs.
+        ratio: Loss relative to the best tuned configuration, geometric mean; interval over seeds.
+        middle: The same as interquartile mean.
+        wider: Geometric mean with an interval over problems and seeds.
+        wins: Share of runs with a lower loss than the best tuned configuration on the same seed.
+        rank: Mean rank among all methods but the controls, by loss.
+        score: AlgoPerf-style score, target with slack.
+        strict: The same without slack.
+        trials: Random-search trials of the pooled grid that are expected to match it.
+        diverged: Diverged runs.
+        runs: Runs.
+        compute: Updates spent for one reported run, tuning and search included, in runs.
+        seconds: Mean wall time of one run.
+        worst: Problem with its largest ratio, and that ratio.
+    """
+
+    method: str
+    group: str
+    what: str
+    budget: int
+    problems: int
+    ratio: Interval | None
+    middle: Interval | None
+    wider: Interval | None
+    wins: float
+    rank: float
+    score: float
+    strict: float
+    trials: float
+    diverged: int
+    runs: int
+    compute: float
+    seconds: float
+    worst: tuple[str, float] | None
+
+
+class Scores:
+    """What a comparison says.
+
+    Args:
+        results: All rows and the suite, from :func:`rlrate.experiments.store.load`; may be unfinished.
+    """
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self.suite: Mapping[str, Any] = results.suite
+        self._rows: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        for row in results.rows:
+            if row.role == "report":
+                self._rows[row.problem, row.method].append(row)
+        self.groups: dict[str, str] = {name: about["group"] for name, about in self.suite["methods"].items()}
+
+    @cached_property
+    def methods(self) -> tuple[str, ...]:
+        """Methods that have a cell, in the suite's order."""
+        present = {method for _, method in self.cells}
+        return tuple(name for name in self.groups if name in present)
+
+    @cached_property
+    def learned(self) -> str | None:
+        """The learned scheduler, where it takes part."""
+        return next((name for name in self.methods if self.groups[name] == "learned"), None)
+
+    @cached_property
+    def problems(self) -> dict[str, Problem]:
+        """All problems of the suite."""
+        tuning: dict[str, list[Row]] = defaultdict(list)
+        for row in self.results.rows:
+            if row.role == "tune":
+                tuning[row.problem].append(row)
+        return {
+            about["name"]: make_problem(
+                about, tuning[about["name"]], {method: self.reported(about["name"], method) for method in self.groups}
+            )
+            for about in self.suite["problems"]
+        }
+
+    @cached_property
+    def headline(self) -> tuple[Problem, ...]:
+        """Problems with a reference, less those the controller was made with where there are others."""
+        judged = [problem for problem in self.problems.values() if problem.best is not None]
+        fresh = [problem for problem in judged if problem.kind not in KNOWN_KINDS]
+        return tuple(fresh or judged)
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, str], Cell]:
+        """Cells for (problem, method) that have a run for every seed."""
+        cells = {}
+        for name, method in self._rows:
+            problem, rows = self.problems[name], self.reported(name, method)
+            if rows:
+                reference = self.reported(name, problem.best) if problem.best is not None else []
+                cells[name, method] = make_cell(problem, rows, reference)
+        return cells
+
+    @cached_property
+    def scores(self) -> tuple[Score, ...]:
+        """One score for each method, best ratio first, those without a ratio last."""
+        scores = [self._score(method) for method in self.methods]
+        return tuple(sorted(scores, key=lambda s: s.ratio.value if s.ratio else math.inf))
+
+    def reported(self, problem: str, method: str) -> list[Row]:
+        """The rows of a cell in the order of the suite's seeds; none where one is missing."""
+        rows = {row.seed: row for row in self._rows.get((problem, method), ())}
+        seeds = self.suite["seeds"]
+        return [rows[seed] for seed in seeds] if all(seed in rows for seed in seeds) else []
+
+    def score(self, method: str) -> Score:
+        """The score of one method."""
+        return next(score for score in self.scores if score.method == method)
+
+    def logs(self, method: str, problems: Sequence[Problem] | None = None) -> Array:
+        """Log ratios to the best tuned, shape (problems on which the method has all its runs, S)."""
+        cells = [self.cells.get((p.name, method)) for p in (self.headline if problems is None else problems)]
+        return np.array([cell.logs for cell in cells if cell is not None and cell.logs is not None])
+
+    def ratio(self, method: str, problems: Sequence[Problem] | None = None) -> Interval | None:
+        """Geometric mean ratio to the best tuned over some problems, with its interval over seeds."""
+        logs = self.logs(method, problems)
+        return exp(stratified_interval(logs)) if logs.size else None
+
+    def against(self, method: str, other: str) -> Interval | None:
+        """Loss of one method relative to another on the same problems and seeds, geometric mean with interval."""
+        shared = [p for p in self.headline if {(p.name, method), (p.name, other)} <= self.cells.keys()]
+        if not shared:
+            return None
+        return exp(paired_difference(self.logs(method, shared), self.logs(other, shared)))
+
+    @cached_property
+    def search(self) -> Array:
+        """Mean log ratio that random search over each problem's pooled grid is expected to reach, by trials."""
+        found = [expected_best(problem.values) for problem in self.headline]
+        size = min((len(each) for each in found), default=0)
+        return np.mean([each[:size] for each in found], axis=0) if size else np.empty(0)
+
+    @cached_property
+    def costs(self) -> dict[str, Array]:
+        """Steps to the target on each problem of the headline, for all methods but the controls."""
+        return self._steps("steps")
+
+    def _steps(self, field: str) -> dict[str, Array]:
+        return {
+            method: np.array(
+                [
+                    getattr(self.cells[p.name, method], field) if (p.name, method) in self.cells else math.inf
+                    for p in self.headline
+                ]
+            )
+            for method in self.methods
+        }
+
+    @cached_property
+    def _profile_scores(self) -> dict[str, tuple[float, float]]:
+        """Scores with and without slack; controls are left out of the field, and so cannot lower others' scores."""
+        field = [method for method in self.methods if self.groups[method] != "control"]
+        if not self.headline or not field:
+            return {}
+        both = [profile_score(np.array([self._steps(name)[m] for m in field])) for name in ("steps", "strict")]
+        return {m: (float(both[0][i]), float(both[1][i])) for i, m in enumerate(field)}
+
+    @cached_property
+    def _ranks(self) -> dict[str, list[float]]:
+        from scipy.stats import rankdata
+
+        ranks: dict[str, list[float]] = defaultdict(list)
+        for problem in self.headline:
+            field = [m for m in self.methods if self.groups[m] != "control" and (problem.name, m) in self.cells]
+            for method, rank in zip(field, rankdata([self.cells[problem.name, m].loss for m in field]), strict=True):
+                ranks[method].append(float(rank))
+        return ranks
+
+    def _score(self, method: str) -> Score:
+        cells = [self.cells[p.name, method] for p in self.headline if (p.name, method) in self.cells]
+        logs = self.logs(method)
+        judged = logs.size > 0
+        value = float(logs.mean()) if judged else math.nan
+        ratios = [(cell.problem, cell.ratio.value) for cell in cells if cell.ratio is not None]
+        rows = [row for problem in self.headline for row in self._rows.get((problem.name, method), ())]
+        score, strict = self._profile_scores.get(method, (math.nan, math.nan))
+        budget = max((row.budget for row in rows), default=0)
+        tuned = budget * len(self.suite["tuning_seeds"]) if self.groups[method] == "schedule" else 0
+        return Score(
+            method=method,
+            group=self.groups[method],
+            what=self.suite["methods"][method].get("what", ""),
+            budget=budget,
+            problems=len(cells),
+            ratio=exp(stratified_interval(logs)) if judged else None,
+            middle=exp(stratified_interval(logs, iqm)) if judged else None,
+            wider=exp(clustered_interval(logs)) if judged else None,
+            wins=win_rate(logs, np.zeros_like(logs)) if judged else math.nan,
+            rank=float(np.mean(self._ranks[method])) if self._ranks[method] else math.nan,
+            score=score,
+            strict=strict,
+            trials=equivalent_trials(self.search, value) if judged and len(self.search) else math.nan,
+            diverged=sum(cell.diverged for cell in cells),
+            runs=sum(len(cell.losses) for cell in cells),
+            compute=tuned + float(np.mean([row.updates / row.steps for row in rows])) if rows else math.nan,
+            seconds=float(np.mean([cell.seconds for cell in cells])) if cells else math.nan,
+            worst=max(ratios, key=lambda pair: pair[1]) if ratios else None,
+        )

@@ -1,0 +1,169 @@
+"""The parts that scores are made of: a problem with its reference, and one method on one problem."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlrate.experiments.statistics import Array, Interval, centre, log_ratios, steps_to_target, stratified_interval
+
+if TYPE_CHECKING:
+    from rlrate.experiments.store import Row
+
+#: A run has reached the target when its held-out loss is within this share of the tuned baseline's final one.
+SLACK = 0.05
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one problem, over the reported seeds.
+
+    Attributes:
+        problem: Name of the problem.
+        method: Name of the method.
+        peak: Peak rate that tuning chose, or the fixed rate of a default; None where the method sets it itself.
+        edge: Whether the chosen rate lies at an end of the grid, so that a better one may lie outside.
+        losses: Final held-out loss of each seed; infinite where the run diverged.
+        accuracy: Mean share right; None without classes.
+        logs: Log of the loss relative to the reference on the same seed, shape (S,); None without a reference.
+        ratio: Geometric mean of those ratios with its interval over seeds; None without a reference.
+        steps: Updates to the target, median over seeds; infinite where it was not reached.
+        strict: The same with no slack.
+        diverged: Runs whose loss is not finite.
+        updates: Updates per reported run, search included.
+        seconds: Wall time of one run.
+    """
+
+    problem: str
+    method: str
+    peak: float | None
+    edge: bool
+    losses: tuple[float, ...]
+    accuracy: float | None
+    logs: tuple[float, ...] | None
+    ratio: Interval | None
+    steps: float
+    strict: float
+    diverged: int
+    updates: float
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Geometric mean of the losses over seeds."""
+        return centre(np.array(self.losses))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem and the tuned schedule that methods are held against.
+
+    Attributes:
+        name: As in the suite.
+        kind: The suite's word for it.
+        optimizer: Its optimizer.
+        steps: Updates of a run.
+        best: Schedule whose best rate won on the tuning seeds; None where ratios mean nothing here.
+        peak: That rate.
+        target: Final held-out loss of that configuration, median over the reported seeds.
+        grid: Configurations (schedule, rate) on the tuning seeds.
+        values: Mean log loss of each relative to the best one, shape (len(grid),).
+    """
+
+    name: str
+    kind: str
+    optimizer: str
+    steps: int
+    best: str | None
+    peak: float | None
+    target: float
+    grid: tuple[tuple[str, float], ...]
+    values: Array
+
+
+def make_problem(about: Mapping[str, Any], tuning: Sequence[Row], reported: Mapping[str, Sequence[Row]]) -> Problem:
+    """Finds the reference of a problem: the schedule and rate with the lowest loss on the tuning seeds.
+
+    Args:
+        about: The problem in the suite.
+        tuning: Its tuning rows.
+        reported: For each schedule its reported rows, one for each seed; none where one is missing.
+    """
+    grid, losses = _grid(tuning)
+    best, peak, values, target = None, None, np.empty(0), math.nan
+    if grid:
+        chosen = int(np.argmin([centre(row) for row in losses]))
+        rows = reported.get(grid[chosen][0], ())
+        values = log_ratios(losses, losses[chosen]).mean(axis=1)
+        if rows and np.isfinite(values).all() and all(row.heldout_loss > 0 for row in rows):
+            best, peak = grid[chosen]
+            target = _median([row.heldout_loss for row in rows])
+    fields = {name: about[name] for name in ("name", "kind", "optimizer", "steps")}
+    return Problem(**fields, best=best, peak=peak, target=target, grid=tuple(grid), values=values)
+
+
+def make_cell(problem: Problem, rows: Sequence[Row], reference: Sequence[Row]) -> Cell:
+    """One method on one problem.
+
+    Args:
+        problem: The problem.
+        rows: Reported rows of the method, one for each seed.
+        reference: Those of the best tuned configuration on the same seeds; empty where there is none.
+    """
+    losses = [row.heldout_loss for row in rows]
+    logs = log_ratios(losses, [row.heldout_loss for row in reference]) if reference else np.array([math.nan])
+    judged = bool(np.isfinite(logs).all())
+    accuracies = [row.heldout_accuracy for row in rows if row.heldout_accuracy is not None]
+    peak, rates = rows[0].peak, [rate for method, rate in problem.grid if method == rows[0].method]
+    return Cell(
+        problem=problem.name,
+        method=rows[0].method,
+        peak=peak,
+        edge=len(rates) > 1 and peak in (min(rates), max(rates)),
+        losses=tuple(losses),
+        accuracy=float(np.mean(accuracies)) if accuracies else None,
+        logs=tuple(logs.tolist()) if judged else None,
+        ratio=exp(stratified_interval(logs[None])) if judged else None,
+        steps=_steps_to(rows, problem.target * (1 + SLACK)),
+        strict=_steps_to(rows, problem.target * (1 + 1e-9)),
+        diverged=sum(row.diverged for row in rows),
+        updates=float(np.mean([row.updates for row in rows])),
+        seconds=float(np.mean([row.seconds for row in rows])),
+    )
+
+
+def exp(interval: Interval) -> Interval:
+    """An interval of logs as one of ratios."""
+    return Interval(*(math.exp(value) for value in interval))
+
+
+def _grid(rows: Sequence[Row]) -> tuple[list[tuple[str, float]], Array]:
+    """Configurations with all tuning seeds, and their losses, shape (configurations, seeds)."""
+    seeds = len({row.seed for row in rows})
+    found: dict[tuple[str, float], dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        if row.peak is not None:
+            found[row.method, row.peak][row.seed] = row.heldout_loss
+    whole = {key: [losses[seed] for seed in sorted(losses)] for key, losses in found.items() if len(losses) == seeds}
+    return list(whole), np.array(list(whole.values()))
+
+
+def _steps_to(rows: Sequence[Row], target: float) -> float:
+    if math.isnan(target):
+        return math.inf
+    return _median(
+        [
+            steps_to_target(row.curve.heldout_updates, row.curve.heldout_loss, target) if row.curve else math.inf
+            for row in rows
+        ]
+    )
+
+
+def _median(values: Sequence[float]) -> float:
+    """The middle value, the upper of two: unlike their mean it is finite when more than half are."""
+    return sorted(values)[len(values) // 2]
