@@ -23,7 +23,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 torch.set_num_threads(1)
 
 # Written by pytest itself, and by libraries when parts of them are first imported.
-_VOLATILE = ("PYTEST_", "KMP_", "PYGAME_", "TORCHINDUCTOR_")
+_VOLATILE = ("PYTEST_", "KMP_", "PYGAME_", "TORCHINDUCTOR_", "PYTORCH_NVML_")
 
 
 @pytest.fixture(autouse=True)

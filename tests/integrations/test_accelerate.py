@@ -30,13 +30,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def no_state_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = dict(os.environ)
+def no_state_is_left() -> Iterator[None]:
+    accelerated.forget()
     yield
     accelerated.forget()
-    for name in set(os.environ) - set(before):
-        if name.startswith("ACCELERATE_"):
-            del os.environ[name]
     gc.collect()
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -17,16 +16,16 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from rlrate import ConfigError, LearnedLR
 from rlrate.integrations.huggingface import LearnedLRMixin, LearnedLRTrainer
 
-from . import runs
+from . import accelerated, runs
 
 BATCHES, EPOCHS = 22, 6
 
 
 @pytest.fixture(autouse=True)
 def no_state_is_left() -> Iterator[None]:
+    accelerated.forget()
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    accelerated.forget()
     gc.collect()
 
 
