@@ -76,6 +76,10 @@ soak: $(VENV)/.dev ## The long share of the reliability tests, then the scoreboa
 scoreboard: $(VENV)/.dev ## Write RELIABILITY.md from what was recorded
 	@$(BIN)/python tests/support/scoreboard.py
 
+.PHONY: golden
+golden: $(VENV)/.dev ## Write the files of this version in tests/golden anew: only when old ones are to break
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/support/golden.py
+
 .PHONY: mutants
 mutants: $(VENV)/.dev ## Count the changes of the core that its tests notice (ARGS="--every 4")
 	@$(BIN)/python tests/support/mutants.py $(ARGS)

@@ -42,7 +42,7 @@ def read(path: Path, limit: int) -> tuple[object, dict[str, Tensor]]:
             "Is this the file that `rlrate train` or `rlrate export` wrote?"
         )
     try:
-        found = deserialize(data)
+        found = deserialize(data)  # type: ignore[no-untyped-call]
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (SafetensorError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ControllerError(_diagnosis(path.name, data[:2], error)) from None

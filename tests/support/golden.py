@@ -1,0 +1,121 @@
+"""Files of this version, kept for later ones: `make golden` writes tests/golden anew.
+
+Only for a change that is meant to break old files, with the format's version raised; else the tests are to pass as
+they are.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FOLDER = Path(__file__).resolve().parents[1] / "golden"
+TOTAL, CUT = 40, 17
+RECIPE: dict[str, Any] = {
+    "name": "golden",
+    "iterations": 2,
+    "runs": 2,
+    "draws": 1,
+    "environment": {"workload": "wine-mlp", "optimizer": "adam", "steps": 24},
+    "cadence": {"decisions": 6, "first": 4, "ramp": 2},
+    "policy": {"net": [4]},
+    "algorithm": {"n_epochs": 1, "batch_size": 10},
+}
+
+
+def observations(size: int) -> np.ndarray[Any, Any]:
+    """Fixed observations, shape (20, size), float32; from sines, as generators may change between versions."""
+    return (4 * np.sin(np.arange(20 * size) * 1.7).reshape(20, size)).astype(np.float32)
+
+
+def controller() -> Any:
+    """A small policy that reacts to everything."""
+    from rlrate import Controller
+    from rlrate.control import Cadence, ControlSpec
+
+    spec = ControlSpec(cadence=Cadence(decisions=8, first=3, ramp=3, probe=2))
+    layers = []
+    for number, (a, b) in enumerate(pairwise([len(spec.signals), 5, 1])):
+        values = torch.from_numpy(np.sin(np.arange((a + 1) * b) * 2.3 + number).astype(np.float32)) / 4
+        layers.append((values[: a * b].reshape(b, a).clone(), values[a * b :].clone()))
+    return Controller(tuple(layers), spec, provenance={"kind": "golden", "share": 0.1})
+
+
+class Run:
+    """A training loop without random numbers."""
+
+    def __init__(self, policy: Any) -> None:
+        from rlrate import LearnedLR
+
+        self.weights = torch.nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64))
+        self.optimizer = torch.optim.Adam([self.weights], lr=0.1)
+        self.scheduler = LearnedLR(self.optimizer, TOTAL, policy)
+        self.step = 0
+
+    def train(self, steps: int) -> list[float]:
+        """The rates after each of some updates."""
+        rates = []
+        for _ in range(steps):
+            targets = torch.sin(torch.arange(6, dtype=torch.float64) + 0.1 * (self.step % 5))
+            loss = ((self.weights - targets) ** 2 * torch.arange(1, 7)).mean()
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.scheduler.step(loss)
+            self.step += 1
+            rates.append(float(self.optimizer.param_groups[0]["lr"]))
+        return rates
+
+    def state(self) -> dict[str, Any]:
+        """What a user saves."""
+        return {
+            "weights": self.weights.detach().clone(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any], step: int) -> None:
+        """Continues from what was saved after ``step`` updates."""
+        with torch.no_grad():
+            self.weights.copy_(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.step = step
+
+
+def main() -> None:
+    """Writes all files and what must be read from them."""
+    from rlrate import Controller
+    from rlrate.agents import Recipe, export, train
+
+    torch.set_num_threads(1)
+    FOLDER.mkdir(exist_ok=True)
+    policy = controller()
+    policy.save(FOLDER / "controller.safetensors")
+    run = Run(policy)
+    run.train(CUT)
+    torch.save(run.state(), FOLDER / "scheduler.pt")
+    expected: dict[str, Any] = {
+        "identity": policy.identity,
+        "actions": policy.act(observations(len(policy.spec.signals))).tolist(),
+        "rates": run.train(TOTAL - CUT),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        train(Recipe.from_dict(RECIPE), out)
+        (FOLDER / "run").mkdir(exist_ok=True)
+        for name in ("config.json", "checkpoint.pt"):
+            shutil.copy(out / name, FOLDER / "run" / name)
+        expected["trained"] = Controller.load(export(FOLDER / "run", out / "exported")).identity
+    (FOLDER / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
