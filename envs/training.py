@@ -239,12 +239,15 @@ class TrainingRuns:
         return self.train_loss if self.config.reward == "train" else self.heldout_loss
 
     def _log_improvement(self, loss: Array) -> Array:
-        """log(first / now), floored; for losses that may be negative, the gain in units of the first."""
+        """log(first / now), floored; continued linearly below zero; for a signed loss the difference."""
         first = self._first
         with np.errstate(all="ignore"):
             floor = REWARD_FLOOR * np.abs(first)
-            ratio = np.log(first + floor) - np.log(loss + floor)
-            value = np.where((first > 0) & (loss >= 0), ratio, (first - loss) / np.abs(first))
+            # Below zero it must go on from where it was at zero: a lower loss always earns more.
+            value = np.log(first + floor) - np.log(np.maximum(loss, 0.0) + floor) - np.minimum(loss, 0.0) / first
+            value = np.where(first > 0, value, (first - loss) / np.abs(first))
+            if self.draw.workload.signed:
+                value = first - loss
         value = np.where(self.diverged | ~np.isfinite(value), IMPROVEMENT_RANGE[0], value)
         return np.clip(value, *IMPROVEMENT_RANGE)
 

@@ -39,6 +39,8 @@ class Workload:
             ``torch.vmap``: plain ``torch.nn.functional``, no control flow that reads the data.
         batch_size: Examples per training step, at most the number of training examples.
         accuracy: True when targets are classes and the module's output is (batch, classes) logits.
+        signed: True when the held-out loss may be negative, such as a negative log-likelihood: its
+            improvement is then a difference, not a ratio.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Workload:
     loss: Loss
     batch_size: int
     accuracy: bool = False
+    signed: bool = False
 
     @classmethod
     def from_dataset(
@@ -62,6 +65,7 @@ class Workload:
         *,
         family: str = "user",
         accuracy: bool | None = None,
+        signed: bool = False,
     ) -> Workload:
         """Make a workload from torch datasets or from pairs of tensors, and check it.
 
@@ -77,6 +81,7 @@ class Workload:
             family: The kind of workload, for reports.
             accuracy: Whether to report accuracy. By default, if the targets are a vector of
                 integers and the module gives (batch, classes).
+            signed: Whether the held-out loss may be negative.
 
         Raises:
             WorkloadError: Data, module or loss do not fit together; the message says how.
@@ -94,6 +99,7 @@ class Workload:
             loss=loss,
             batch_size=_clip_batch_size(name, batch_size, len(train[0])),
             accuracy=accuracy,
+            signed=signed,
         )
         check_workload(workload)
         return workload

@@ -142,4 +142,5 @@ def likelihood(rng: np.random.Generator) -> Workload:
         heldout=heldout,
         loss=loss,
         batch_size=batch_size(rng, len(train[0])),
+        signed=True,
     )
