@@ -109,7 +109,8 @@ class Drifting(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, columns) -> what the network says of the inputs as they are now."""
         angle = self.step * self.speed
-        first, second, rest = inputs.split([self.pairs, self.pairs, inputs.shape[1] - 2 * self.pairs], dim=1)
+        first, second = inputs[:, : self.pairs], inputs[:, self.pairs : 2 * self.pairs]
+        rest = inputs[:, 2 * self.pairs :]
         turned = [angle.cos() * first - angle.sin() * second, angle.sin() * first + angle.cos() * second, rest]
         if self.training:
             self.step = self.step + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -31,8 +31,8 @@ RECONSTRUCTION: dict[str, Source] = {
 }
 
 
-def _allowed(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name not in HELD_OUT]
+def _allowed(factory: Callable[..., Workload], rng: np.random.Generator, sources: Iterable[str]) -> Workload:
+    return factory(rng, [name for name in sources if name not in HELD_OUT])
 
 
 def _renamed(workload: Workload, family: str) -> Workload:
@@ -42,19 +42,19 @@ def _renamed(workload: Workload, family: str) -> Workload:
 @register_workload("training-mlp-classification", description="mlp-classification without the digits")
 def training_mlp_classification(rng: np.random.Generator) -> Workload:
     """`mlp_classification` on breast cancer, wine and synthetic classes."""
-    return _renamed(mlp_classification(rng, _allowed(list(CLASSIFICATION))), "training-mlp-classification")
+    return _renamed(_allowed(mlp_classification, rng, CLASSIFICATION), "training-mlp-classification")
 
 
 @register_workload("training-mlp-regression", description="mlp-regression on synthetic data only")
 def training_mlp_regression(rng: np.random.Generator) -> Workload:
     """`mlp_regression` on synthetic functions."""
-    return _renamed(mlp_regression(rng, _allowed(list(REGRESSION))), "training-mlp-regression")
+    return _renamed(_allowed(mlp_regression, rng, REGRESSION), "training-mlp-regression")
 
 
 @register_workload("training-logistic-regression", description="logistic-regression without digits and documents")
 def training_logistic_regression(rng: np.random.Generator) -> Workload:
     """`logistic-regression` on breast cancer, wine, synthetic words and linear classes."""
-    return _renamed(linear(rng, _allowed(list(LINEAR))), "training-logistic-regression")
+    return _renamed(_allowed(linear, rng, LINEAR), "training-logistic-regression")
 
 
 @register_workload("training-cnn", description="cnn on synthetic pictures only")

@@ -64,7 +64,7 @@ class Factorisation(nn.Module):
 
     def forward(self, places: Tensor) -> Tensor:
         """(batch, 2) int64 -> (batch, 1)."""
-        return (self.row(places[:, 0]) * self.column(places[:, 1])).sum(dim=1, keepdim=True)
+        return cast(Tensor, (self.row(places[:, 0]) * self.column(places[:, 1])).sum(dim=1, keepdim=True))
 
 
 class Mixer(nn.Module):
