@@ -19,8 +19,10 @@ from rlrate import Controller, ControllerError, RlrateError
 from rlrate.agents import train
 from rlrate.agents.checkpoint import read_checkpoint
 from rlrate.container import checksum
-from rlrate.errors import ConfigError
+from rlrate.errors import ConfigError, ResultsError
+from rlrate.experiments.store import load
 
+import comparing
 from scoreboard import cases
 
 Make = Callable[..., Controller]
@@ -90,6 +92,33 @@ def test_checkpoints(trained: Path, tmp_path: Path, record_property: Callable[[s
                 found = read_checkpoint(tmp_path)
             assert found["num_timesteps"] < read_checkpoint(trained)["num_timesteps"]
             before.unlink()
+    assert watch.longest < SECONDS
+    record_property("cases", tried)
+    record_property("longest read (CPU s)", round(watch.longest, 3))
+
+
+def test_results(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """An error, or the cells that come before a torn tail; never another number."""
+    comparing.compare(tmp_path / "whole")
+    rows = comparing.rows(tmp_path / "whole")
+    known = {row["key"]: row for row in rows}
+    data = (tmp_path / "whole/results.jsonl").read_bytes()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/suite.json").write_bytes((tmp_path / "whole/suite.json").read_bytes())
+    watch, tried, noticed = Stopwatch(), 0, 0
+    for content in damaged(data, 3):
+        (tmp_path / "cut/results.jsonl").write_bytes(content)
+        tried += 1
+        try:
+            with watch:
+                found = comparing.rows(tmp_path / "cut")
+        except ResultsError:
+            noticed += 1
+        else:
+            assert all(known[row["key"]] == row for row in found)
+            assert len(found) < len(rows)
+            assert not load(tmp_path / "cut").complete
+    assert noticed > CUTS, "most bits that flip are before the last cell"
     assert watch.longest < SECONDS
     record_property("cases", tried)
     record_property("longest read (CPU s)", round(watch.longest, 3))

@@ -19,8 +19,10 @@ from safetensors.torch import save
 
 from rlrate import Controller, ControllerError, LearnedLR, SchedulerError
 from rlrate.agents import Recipe, checkpoint, export, train
-from rlrate.errors import ConfigError
+from rlrate.errors import ConfigError, ResultsError
+from rlrate.experiments.store import load
 
+import comparing
 import golden
 
 EXPECTED: dict[str, Any] = json.loads((golden.FOLDER / "expected.json").read_text("utf-8"))
@@ -83,6 +85,12 @@ def test_the_state_of_a_run() -> None:
     np.testing.assert_allclose(run.train(golden.TOTAL - golden.CUT), EXPECTED["rates"], rtol=1e-6)
 
 
+def test_results() -> None:
+    rows = comparing.rows(golden.FOLDER / "results")
+    assert golden.digest(rows) == EXPECTED["rows"]
+    assert load(golden.FOLDER / "results").complete
+
+
 def test_files_of_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rlrate import controller
 
@@ -95,10 +103,13 @@ def test_files_of_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.undo()
     with pytest.raises(ControllerError, match="format version 2, this rlrate reads version 1; upgrade rlrate"):
         Controller.load(tmp_path / "c")
-    with pytest.raises(
-        ConfigError, match=r"checkpoint.pt has checkpoint format version 2, this rlrate reads"
-    ):
+    with pytest.raises(ConfigError, match=r"checkpoint.pt has checkpoint format version 2, this rlrate reads"):
         checkpoint.read_checkpoint(tmp_path)  # and does not go back to the one before
+    shutil.copytree(golden.FOLDER / "results", tmp_path / "results")
+    suite = tmp_path / "results/suite.json"
+    suite.write_text(suite.read_text("utf-8").replace('"schema": 1', '"schema": 2'), "utf-8")
+    with pytest.raises(ResultsError, match=r"suite.json is not of schema 1: it was written by another version"):
+        load(tmp_path / "results")
     state = torch.load(golden.FOLDER / "scheduler.pt", weights_only=True)["scheduler"]
     run = golden.Run(golden.controller())
     assert isinstance(run.scheduler, LearnedLR)

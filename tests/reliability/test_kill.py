@@ -26,12 +26,17 @@ POINTS = [
     for point in killing.POINTS
     for write in (range(WRITES) if point != "between renames" else range(4, WRITES - 1, 2))
 ]
+#: Appends of the comparison: one for each of its cells.
+APPENDS = [
+    (point, append) for point in ("before write", "mid write", "before fsync", "after fsync") for append in range(6)
+]
 
 
 def test_killed_and_continued(
     tiny: dict[str, Any], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     points = POINTS if SOAK else [("mid write", 0), ("between renames", 4)]
+    appends = APPENDS if SOAK else [("mid write", 3)]
     job = {
         "folder": str(tmp_path),
         "recipe": tiny,
@@ -39,6 +44,8 @@ def test_killed_and_continued(
         "training": cases(2, 60),
         "export": cases(20, 100),
         "points": points,
+        "comparison": cases(2, 60),
+        "appends": appends,
     }
     done = subprocess.run(
         [sys.executable, killing.__file__], input=json.dumps(job), capture_output=True, check=False, text=True
@@ -46,5 +53,6 @@ def test_killed_and_continued(
     assert done.returncode == 0, done.stderr
     kills = json.loads(done.stdout)
     assert kills["points"] == len(points), kills
-    assert kills["training"] >= job["training"]
+    assert kills["appends"] == len(appends), kills
+    assert kills["training"] >= job["training"] and kills["comparison"] >= job["comparison"]
     record_property("cases", sum(kills.values()))

@@ -6,6 +6,7 @@ they are.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+import comparing
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 TOTAL, CUT = 40, 17
@@ -90,6 +93,11 @@ class Run:
         self.step = step
 
 
+def digest(rows: list[dict[str, Any]]) -> str:
+    """SHA-256 of all that the rows of a comparison say."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=dict).encode()).hexdigest()
+
+
 def main() -> None:
     """Writes all files and what must be read from them."""
     from rlrate import Controller
@@ -114,6 +122,11 @@ def main() -> None:
         for name in ("config.json", "checkpoint.pt"):
             shutil.copy(out / name, FOLDER / "run" / name)
         expected["trained"] = Controller.load(export(FOLDER / "run", out / "exported")).identity
+        comparing.compare(out / "compared", problems=1, seeds=1)
+        (FOLDER / "results").mkdir(exist_ok=True)
+        for name in ("results.jsonl", "suite.json"):
+            shutil.copy(out / "compared" / name, FOLDER / "results" / name)
+        expected["rows"] = digest(comparing.rows(FOLDER / "results"))
     (FOLDER / "expected.json").write_text(json.dumps(expected, indent=1) + "\n", "utf-8")
 
 

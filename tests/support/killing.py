@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comparing
+
 #: Moments of a write at which a process can be killed.
 POINTS = ("before write", "mid write", "before fsync", "before rename", "between renames", "after rename")
 
@@ -181,6 +183,102 @@ def kill_export(folder: Path, run: Path, kills: int, seed: int) -> int:
     return kills
 
 
+def arm_store(point: str, number: int) -> None:
+    """Kills this process at ``point`` of the ``number``-th append to a result store, counted from 0."""
+    from rlrate.experiments import store
+
+    seen, sync = {"appends": -1}, os.fsync
+
+    def due(name: str) -> bool:
+        return point == name and seen["appends"] == number
+
+    class Half:
+        """A file that is killed in the middle of what it writes."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.fileno, self.flush = file, file.fileno, file.flush
+
+        def __enter__(self) -> Half:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.close()
+
+        def write(self, data: bytes) -> None:
+            if due("mid write"):
+                data = data[: len(data) * 2 // 3]
+            self.file.write(data)
+            if due("mid write"):
+                self.file.flush()
+                die()
+
+    def opened(path: Path, mode: str) -> Any:
+        if mode != "ab":
+            return open(path, mode)
+        seen["appends"] += 1
+        if due("before write"):
+            die()
+        return Half(open(path, mode))
+
+    def fsync(handle: int) -> None:
+        if due("before fsync"):
+            die()
+        sync(handle)
+        if due("after fsync"):
+            die()
+
+    store.open, os.fsync = opened, fsync  # type: ignore[attr-defined]
+
+
+def same_rows(out: Path, whole: list[dict[str, Any]]) -> None:
+    """Raises unless a comparison ended as the undisturbed one did: no row lost, none twice, no other number."""
+    assert comparing.rows(out) == whole
+    assert len((out / "results.jsonl").read_text("utf-8").splitlines()) == len(whole)
+
+
+def kill_comparison(folder: Path, whole: list[dict[str, Any]], kills: int, seed: int) -> int:
+    """Kills comparisons at random times, now and then with a second process at work, and continues each."""
+    rng, done, number = random.Random(seed), 0, 0
+    began = time.monotonic()
+    child(lambda: comparing.compare(folder / "compared"))
+    length = time.monotonic() - began
+    while done < kills:
+        out, number = folder / f"comparison-{number}", number + 1
+        other = 0
+        if number % 3 == 0:
+            other = os.fork()
+            if other == 0:
+                comparing.compare(out)
+                os._exit(0)
+        while child(lambda out=out: comparing.compare(out), rng.uniform(0, length) if done < kills else None):  # type: ignore[misc]
+            done += 1
+            if (out / "suite.json").exists():
+                seen = comparing.rows(out)
+                assert all(row in whole for row in seen) and len({row["key"] for row in seen}) == len(seen)
+        if other:
+            assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
+        same_rows(out, whole)
+        shutil.rmtree(out)
+    return done
+
+
+def fail_comparison(folder: Path, whole: list[dict[str, Any]], points: list[tuple[str, int]]) -> int:
+    """Kills comparisons at points of their appends, and continues each; the number of kills."""
+    done = 0
+    for number, (point, append) in enumerate(points):
+        out = folder / f"append-{number}"
+
+        def work(point: str = point, append: int = append, out: Path = out) -> None:
+            arm_store(point, append)
+            comparing.compare(out)
+
+        done += child(work)
+        child(lambda out=out: comparing.compare(out))  # type: ignore[misc]
+        same_rows(out, whole)
+        shutil.rmtree(out)
+    return done
+
+
 def main() -> None:
     """Does one kind of work and prints the number of kills."""
     import torch
@@ -196,6 +294,10 @@ def main() -> None:
     found = {"export": kill_export(folder, whole, job["export"], job["seed"])}
     found["training"] = kill_training(folder, whole, recipe, job["training"], job["seed"])
     found["points"] = fail_training(folder, whole, recipe, [tuple(point) for point in job["points"]])
+    comparing.compare(folder / "results")
+    rows = comparing.rows(folder / "results")
+    found["comparison"] = kill_comparison(folder, rows, job["comparison"], job["seed"])
+    found["appends"] = fail_comparison(folder, rows, [tuple(point) for point in job["appends"]])
     json.dump(found, sys.stdout)
 
 
