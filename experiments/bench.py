@@ -23,8 +23,9 @@ def comparison_benchmark(suite: str = "smoke") -> dict[str, Any]:
     Both on one thread, problem by problem, in turn; every run of the grid is made both ways.
 
     Returns:
-        For each problem and in all: runs, seconds of both, their ratio, and the median and largest relative difference
-        of the final held-out losses of runs that end finite and below twice their grid's median.
+        For each problem and in all: runs, seconds of both, their ratio; and of the final held-out losses of runs that
+        end finite, the median relative difference and the share within 1e-4. Runs at rates that wreck a network are
+        chaotic: rounding alone tells them apart.
     """
     torch.set_num_threads(1)
     plan = Plan(load_suite(suite), Controller.constant())
@@ -60,7 +61,5 @@ def _figures(runs: int, batched: float, plain: float) -> dict[str, Any]:
 
 def _differences(batched: Any, plain: Any) -> dict[str, float]:
     sound = np.isfinite(batched) & np.isfinite(plain)
-    # Runs at rates that wreck the network are chaotic: rounding alone tells them apart.
-    sound &= plain < 2 * np.median(plain[sound])
     relative = np.abs(batched[sound] / plain[sound] - 1)
-    return {"median_difference": float(np.median(relative)), "largest_difference": float(relative.max())}
+    return {"median_difference": float(np.median(relative)), "within_1e-4": float((relative <= 1e-4).mean())}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlrate.agents.train import versions
 from rlrate.controller import Controller
 from rlrate.errors import ConfigError
 from rlrate.experiments import store
+from rlrate.experiments.cells import versions
 from rlrate.experiments.engine import Report, run_suite
 from rlrate.experiments.methods import LEARNED
 from rlrate.experiments.recording import Trace

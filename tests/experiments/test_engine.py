@@ -1,0 +1,181 @@
+"""A comparison that is stopped, killed or spread goes on, and ends with the same table."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlrate import Controller
+from rlrate.errors import ConfigError, RlrateError, WorkloadError
+from rlrate.experiments import run_suite
+from rlrate.experiments.store import Results, Row, load
+from rlrate.experiments.suite import Problem, Suite
+
+TINY = Suite(
+    "tiny",
+    "Tiny",
+    (Problem("wine-mlp", "adam", 12), Problem("quadratic-20", "momentum", 12, start=(1e-4,))),
+    schedules=("constant", "greedy"),
+    entrants=("learned", "replay", "random", "adam", "adam-1e-3-cosine", "prodigy", "range-test-cosine"),
+    seeds=2,
+    tuning_seeds=1,
+    rates=3,
+)
+CONTROLLER = Controller.constant(0.4)
+
+
+def table(results: Results) -> list[tuple[Any, ...]]:
+    """All rows up to timing."""
+    return [tuple(_plain(getattr(row, f.name)) for f in fields(Row) if f.name != "seconds") for row in results.rows]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "train_loss"):
+        return tuple(tuple(getattr(value, f.name).tolist()) for f in fields(value))
+    return str(value) if isinstance(value, dict) or value != value else value
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run_suite(TINY, tmp_path_factory.mktemp("whole"), controller=CONTROLLER)
+
+
+def test_every_run_is_there_with_its_budget(whole: Results) -> None:
+    assert whole.complete and whole.missing == 0
+    assert len({row.key for row in whole.rows}) == len(whole.rows) == 2 * (2 * 3 + 9 * 2) + 3 * 2
+    for row in whole.rows:
+        assert row.curve is None or row.role == "report"
+        assert (row.role == "report") == (row.curve is not None)
+        if row.curve is not None:
+            assert row.curve.heldout_updates[-1] == row.curve.updates[-1] == row.steps == 12
+            assert row.curve.heldout_loss[-1] == pytest.approx(row.heldout_loss)
+            assert (row.curve.rate > 0).all()
+    report = {row.method: row for row in whole.rows if row.role == "report"}
+    assert {name: row.budget for name, row in report.items()} == {
+        **dict.fromkeys(("constant", "greedy"), 3),
+        **dict.fromkeys(("learned", "random", "adam", "adam-1e-3-cosine", "prodigy"), 0),
+        **dict.fromkeys(("replay", "range-test-cosine"), 1),
+    }
+    assert report["range-test-cosine"].updates == 12 + 3 and report["learned"].updates == 12
+    assert report["learned"].peak is None and report["adam"].peak == 1e-3
+
+
+def test_the_reported_peak_is_the_best_of_the_grid_on_the_tuning_seeds(whole: Results) -> None:
+    for problem in ("wine-mlp adam 12", "quadratic-20 momentum 12"):
+        for method in ("constant", "greedy"):
+            rows = [row for row in whole.rows if (row.problem, row.method) == (problem, method)]
+            best = min((row for row in rows if row.role == "tune"), key=lambda row: row.heldout_loss)
+            assert {row.peak for row in rows if row.role == "report"} == {best.peak}
+            assert not {row.seed for row in rows if row.role == "tune"} & {
+                row.seed for row in rows if row.role == "report"
+            }
+
+
+def test_methods_are_paired(whole: Results) -> None:
+    """One seed, one beginning: methods that start alike see the same first loss."""
+    first = {
+        (row.problem, row.seed, float(np.float32(row.curve.train_loss[0]).round(4)))
+        for row in whole.rows
+        if row.curve is not None
+    }
+    assert len(first) == 2 * 2
+
+
+def test_a_finished_comparison_is_not_run_again(whole: Results, tmp_path: Path) -> None:
+    calls: list[tuple[int, int, str]] = []
+    again = run_suite(TINY, tmp_path, controller=CONTROLLER, progress=lambda *call: calls.append(call))
+    assert table(again) == table(whole)
+    assert calls[-1][:2] == (len(whole.rows), len(whole.rows))
+    assert [done for done, _, _ in calls] == sorted(done for done, _, _ in calls)
+    before = (tmp_path / "results.jsonl").read_bytes()
+    run_suite(TINY, tmp_path, controller=CONTROLLER)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match="differs in controller"):
+        run_suite(TINY, tmp_path, controller=Controller.constant(0.5))
+
+
+# Forks runs that import nothing any more, kills each with SIGKILL after some number of progress reports, and lets a
+# last one finish.
+KILLER = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[2])
+from test_engine import CONTROLLER, TINY
+from rlrate.experiments import run_suite
+
+out, reports = sys.argv[1], [int(word) for word in sys.argv[3].split(",")]
+kept = b""
+for count in reports:
+    pipe, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        run_suite(TINY, out, controller=CONTROLLER, progress=lambda *_: os.write(theirs, b"."))
+        os._exit(0)
+    os.close(theirs)
+    for _ in range(count):
+        os.read(pipe, 1)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    data = open(out + "/results.jsonl", "rb").read()
+    assert data.startswith(kept), "a finished run was touched"
+    kept = data[: data.rfind(b"\\n") + 1]
+run_suite(TINY, out, controller=CONTROLLER)
+assert open(out + "/results.jsonl", "rb").read().startswith(kept)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_killed_at_random_moments_it_goes_on_and_gives_the_same_table(whole: Results, tmp_path: Path) -> None:
+    moments = np.random.default_rng(0).integers(5, 45, size=4)
+    script = [sys.executable, "-c", KILLER, str(tmp_path), str(Path(__file__).parent), ",".join(map(str, moments))]
+    subprocess.run(script, check=True, timeout=120)
+    assert table(load(tmp_path)) == table(whole)
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_table_stays_the_same(whole: Results, tmp_path: Path) -> None:
+    from rlrate.experiments import backends
+
+    killed: list[int] = []
+
+    class Killing(backends.Processes):
+        def collect(self) -> backends.Finished:
+            finished = super().collect()
+            if finished and not killed:
+                worker = next(w for w in self._workers if w.cell is not None)
+                killed.append(worker.process.pid)
+                worker.process.kill()
+            return finished
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backends.BACKENDS, "local", Killing)
+        spread = run_suite(TINY, tmp_path, controller=CONTROLLER, workers=2)
+    assert killed
+    assert table(spread) == table(whole)
+
+
+def test_a_cell_that_fails_ends_the_comparison_and_keeps_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import numpy as np, torch\n"
+        "from rlrate.envs import make_workload\n"
+        "def make(rng):\n"
+        "    return make_workload('wine-mlp', 0)\n"
+    )
+    suite = Suite("s", "S", (Problem(f"{path}:make", "adam", 4),), ("constant",), (), seeds=1, tuning_seeds=1, rates=1)
+    assert len(run_suite(suite, tmp_path / "a", controller=CONTROLLER).rows) == 2
+    broken = Suite("s", "S", (Problem("wine", "adam", 4),))
+    with pytest.raises(WorkloadError, match="unknown workload 'wine'"):
+        run_suite(broken, tmp_path / "b", controller=CONTROLLER)
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(ConfigError, match="workers must be a positive integer"):
+        run_suite(suite, tmp_path / "b", controller=CONTROLLER, workers=0)
+    with pytest.raises(RlrateError, match="unknown backend 'rey'"):
+        run_suite(suite, tmp_path / "b", controller=CONTROLLER, backend="rey")

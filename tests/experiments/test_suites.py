@@ -1,0 +1,102 @@
+"""Suites: readable files, honest budgets, and errors that name the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlrate import Controller
+from rlrate.envs import OPTIMIZERS
+from rlrate.errors import ConfigError
+from rlrate.experiments.methods import METHODS, entrant_names
+from rlrate.experiments.plan import Plan
+from rlrate.experiments.schedules import schedule_names
+from rlrate.experiments.suite import Problem, Suite, load_suite, make_draw, suite_names
+
+HEAD = 'title = "T"\nschedules = ["cosine"]\nentrants = ["learned"]\n'
+PROBLEM = '[[problem]]\nworkload = "wine-mlp"\noptimizer = "adam"\nsteps = 10\n'
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_bundled_suites_can_be_read(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.title and suite.name == name
+    assert not set(suite.report_seeds) & set(range(suite.tuning_seeds))
+
+
+def test_the_four_suites_are_there() -> None:
+    assert {"smoke", "held-out", "robustness", "optimizers"} <= set(suite_names())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD, "as \\[\\[problem\\]\\] tables"),
+        (HEAD + PROBLEM + "lr = 1\n", "unknown entry of \\[\\[problem\\]\\] 'lr'"),
+        (HEAD + "seed = 1\n" + PROBLEM, "did you mean 'seeds'"),
+        (HEAD + PROBLEM.replace("10", "0"), "steps must be a positive integer, got 0"),
+        (HEAD + PROBLEM.replace("steps = 10\n", ""), "lacks steps"),
+        (HEAD + PROBLEM + PROBLEM, "two problems are called 'wine-mlp adam 10'"),
+        (HEAD.replace("cosine", "cosin") + PROBLEM, "unknown schedule 'cosin'"),
+        (HEAD.replace("learned", "cosine") + PROBLEM, "unknown entrant 'cosine'"),
+        (HEAD + PROBLEM.replace("adam", "adm"), "unknown optimizer 'adm'"),
+        (HEAD + PROBLEM + "start = [0.0]\n", "positive learning rates"),
+        (HEAD.replace('["learned"]', '"learned"') + PROBLEM, "entrants must be a list"),
+        ("seeds =", "mine.toml: "),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_suite(str(path))
+    assert str(caught.value).startswith(str(path))
+
+
+def test_unknown_suites() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'smoke'"):
+        load_suite("smok")
+    with pytest.raises(ConfigError, match=r"no suite 'gone.toml'"):
+        load_suite("gone.toml")
+
+
+def test_every_method_has_a_declaration_and_a_line_for_people() -> None:
+    assert set(schedule_names()) | set(entrant_names()) == set(METHODS)
+    assert set(OPTIMIZERS) < set(METHODS)
+    for method in METHODS.values():
+        assert method.what.endswith(".") or method.rate is not None
+        assert method.group in ("schedule", "learned", "control", "default", "self-tuning", "search")
+    assert METHODS["adam"].rate == 1e-3 and METHODS["adagrad"].rate == 1e-2
+
+
+def test_every_row_states_its_budget_and_no_seed_is_tuned_and_reported() -> None:
+    problem = Problem("wine-mlp", "adam", 10, start=(1e-3, 1.0))
+    suite = Suite("s", "S", (problem,), entrants=tuple(entrant_names()), seeds=3, tuning_seeds=2, rates=4)
+    plan = Plan(suite, Controller.constant())
+    cells = plan.first()
+    tuned = [run for cell in cells for run in cell.runs if run.role == "tune"]
+    assert len(tuned) == len(schedule_names()) * 4 * 2 and {run.seed for run in tuned} == {0, 1}
+    reported = [run for cell in cells for run in cell.runs if run.role == "report"]
+    assert {run.method for run in reported} == set(entrant_names())
+    assert {run.seed for run in reported} == {1000, 1001, 1002}
+    assert all(run.budget == METHODS[run.method].budget for run in reported)
+    starts = [run for cell in cells for run in cell.runs if run.role == "start"]
+    assert len(starts) == 3 * 2 * 3 and {run.start for run in starts} == {1e-3, 1.0}
+    assert plan.runs == len(tuned) + len(reported) + len(starts) + len(schedule_names()) * 3
+    keys = [cell.row_key(index) for cell in cells for index in range(len(cell.runs))]
+    assert len(set(keys)) == len(keys)
+
+
+def test_problems_can_change_batch_width_and_depth() -> None:
+    def sizes(**changes: float) -> list[tuple[int, ...]]:
+        problem = Problem("digits-mlp", "adam", 10, **changes)  # type: ignore[arg-type]
+        return [tuple(p.shape) for p in make_draw(problem).workload.make_model().parameters() if p.ndim == 2]
+
+    assert sizes() == [(64, 64), (10, 64)]
+    assert sizes(width=2) == [(128, 64), (10, 128)]
+    assert sizes(depth=2) == [(64, 64), (64, 64), (10, 64)]
+    assert make_draw(Problem("digits-mlp", "adam", 10, batch=7)).workload.batch_size == 7
+    assert Problem("digits-mlp", "adam", 10, batch=7, width=2).name == "digits-mlp adam 10 batch 7 width x2"
+    with pytest.raises(ConfigError, match="built-in MLP and ConvNet only"):
+        make_draw(Problem("digits-gru", "adam", 10, width=2))
