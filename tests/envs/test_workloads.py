@@ -47,6 +47,9 @@ FAMILIES = [
     "wide-mlp",
     "bandit",
     "drift",
+]
+# The same networks on part of the data: what holds for the families holds for these.
+RESTRICTED = [
     "training-mlp-classification",
     "training-mlp-regression",
     "training-logistic-regression",
@@ -132,13 +135,15 @@ def same(first: Workload, second: Workload) -> bool:
 
 
 def test_the_families_and_fixed_workloads_are_registered() -> None:
-    assert set(FAMILIES) <= set(workload_names("family"))
-    assert set(FIXED) <= set(workload_names("fixed"))
+    assert {*FAMILIES, *RESTRICTED} == set(workload_names("family"))
+    assert set(FIXED) == set(workload_names("fixed"))
     assert all(entry.description for entry in workload_entries())
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [*((name, seed) for name in FAMILIES for seed in SEEDS), *((name, seed) for name in RESTRICTED for seed in (0, 1))],
+)
 def test_a_draw_is_a_sound_workload(name: str, seed: int) -> None:
     workload = make_workload(name, seed)  # checks shapes, types, finiteness
     assert workload.family == name
@@ -156,7 +161,7 @@ def test_a_draw_is_a_sound_workload(name: str, seed: int) -> None:
     pickle.loads(pickle.dumps(workload))  # workers of a vector environment may be processes
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *FIXED])
+@pytest.mark.parametrize("name", [*FAMILIES, *RESTRICTED, *FIXED])
 def test_the_seed_decides(name: str) -> None:
     assert same(make_workload(name, 3), make_workload(name, 3))
     assert same(make_workload(name, 3), make_workload(name, 4)) == (name in FIXED)
@@ -174,7 +179,7 @@ def test_a_fixed_workload_learns(name: str) -> None:
 @pytest.mark.parametrize("name", sorted({*FAMILIES} - SIGNED))
 def test_most_draws_of_a_family_learn(name: str) -> None:
     ratios = []
-    for seed in SEEDS:
+    for seed in SEEDS[:5]:
         losses, _ = train(make_workload(name, seed), 0.003, 60)
         ratios.append(np.mean(losses[-20:]) / np.mean(losses[:5]))
     assert np.median(ratios) < 0.95  # some stay on a plateau for longer, and are meant to
@@ -184,12 +189,12 @@ def test_most_draws_of_a_family_learn(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SIGNED))
 def test_the_heldout_loss_falls_where_the_training_loss_is_no_measure(name: str) -> None:
     improved = 0
-    for seed in SEEDS:
+    for seed in SEEDS[:5]:
         workload = make_workload(name, seed)
         torch.manual_seed(1)
         start = heldout_loss(workload, workload.make_model())
         improved += heldout_loss(workload, train(workload, 0.003, 100)[1]) < start
-    assert improved >= len(SEEDS) - 1
+    assert improved >= 4
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -295,5 +300,5 @@ def test_the_example_in_the_documentation_runs(tmp_path: Path) -> None:
     file = tmp_path / "my_file.py"
     file.write_text(blocks[0])
     assert make_workload(f"{file}:make", 0).accuracy
-    for name in [*FAMILIES, *FIXED]:
+    for name in [*FAMILIES, *RESTRICTED, *FIXED]:
         assert f"`{name}`" in page.read_text(), f"docs/workloads.md does not mention {name}"
