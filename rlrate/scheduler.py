@@ -24,6 +24,9 @@ from rlrate.watch import attach, innermost, skipped
 #: Version of what :meth:`LearnedLR.state_dict` returns.
 STATE_VERSION = 1
 
+#: Updates by which a decision may be late before a warning is due.
+LATE = 10
+
 
 class LearnedLR(LRScheduler):
     """Sets the learning rate from what it sees of the training run; no rate needs to be chosen.
@@ -284,6 +287,13 @@ class LearnedLR(LRScheduler):
                     "optimizer.step()",
                 )
             return
+        due = driver.control.next_event
+        if count > LATE and due is not None and driver.position + count > due + LATE:
+            self._warn(
+                "late",
+                f"LearnedLR.step() was called once for {count} updates, too late for a decision; call it after each "
+                "optimizer.step(), not once an epoch",
+            )
         left = count if driver.left is None else driver.left
         if count > left:
             self._warn(

@@ -56,6 +56,7 @@ class LearnedLRMixin(_Base):
             ConfigError: with DeepSpeed, which keeps gradients and updates to itself.
             SchedulerError: for arguments that LearnedLR refuses.
         """
+        self._update_loss = None  # of a training that broke off
         if self.is_deepspeed_enabled:
             raise ConfigError("LearnedLR cannot see DeepSpeed's gradients and updates; use DDP or FSDP instead")
         if self.lr_scheduler is None:

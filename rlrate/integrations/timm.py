@@ -53,13 +53,15 @@ class TimmLearnedLR:
         self._begun = False
 
     def step(self, epoch: int, metric: Metric = None) -> None:
-        """Call after each epoch. The rate follows updates, not epochs: nothing is decided here.
+        """Call after each epoch. The rate follows updates, not epochs: after :meth:`step_update`, this does nothing.
 
         Args:
             epoch: The next epoch's number; tells a run that goes on from one that begins.
             metric: Kept as ``metric``, and not used otherwise.
         """
         self._begin(epoch > 0)
+        if self.scheduler.pending:
+            self.scheduler.step()
         if metric is not None:
             self.metric = metric
 

@@ -35,6 +35,7 @@ def train(
     split: bool = False,
     folder: Path | None = None,
     resume: Path | None = None,
+    overflows: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """One run, as Accelerate's documentation writes one; returns the rates at each update and the scheduler.
@@ -45,10 +46,13 @@ def train(
         order: Whether LearnedLR is made "before" prepare, "after" it, or kept "out" of it.
         folder: Where to save the state after the second epoch.
         resume: Whence to go on after the second epoch.
+        overflows: Number of the batch whose gradients a GradScaler finds to be infinite; None for no GradScaler.
         options: For Accelerator.
     """
     loading = DataLoaderConfiguration(split_batches=split)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate, dataloader_config=loading, **options)
+    if overflows is not None:  # Accelerate has one on accelerators only
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**6, growth_interval=1000)
     updates = EPOCHS * BATCHES // (1 if split else accelerator.num_processes) // accumulate
     model: Any = runs.network()
     optimizer: Any = runs.make_optimizer(model)
@@ -62,14 +66,15 @@ def train(
         scheduler = accelerator.prepare(scheduler)
     if resume is not None:
         accelerator.load_state(str(resume))
-    rates, losses = [], []
+    rates, losses, number = [], [], 0
     for epoch in range(0 if resume is None else 2, EPOCHS):
         if folder is not None and epoch == 2:
             accelerator.save_state(str(folder))
         for batch in data:
             with accelerator.accumulate(model):
                 loss = nn.functional.mse_loss(model(batch["inputs"]), batch["labels"])
-                accelerator.backward(loss)
+                accelerator.backward(loss * (float("inf") if number == overflows else 1.0))
+                number += 1
                 losses.append(loss.detach() / accumulate)
                 if accelerator.sync_gradients:
                     learned.observe(sum(losses))

@@ -76,15 +76,18 @@ def plain_loop(
     divide_by: int | None = None,
     average: bool = False,
     sees_loss: bool = True,
+    leave_out: int | None = None,
 ) -> list[list[float]]:
     """Trains; returns the rates of the groups at each update.
 
     Batches are accumulated with their loss divided by their number, or by ``divide_by``; the scheduler is told the
-    sum of these, or their average.
+    sum of these, or their average. Batch number ``leave_out`` is left out.
     """
     rates = []
-    for _ in range(epochs):
+    for epoch in range(epochs):
         waiting = list(loader(batches, size))
+        if leave_out is not None and epoch == leave_out // batches:
+            del waiting[leave_out % batches]
         while waiting:
             group, waiting = waiting[:accumulate], waiting[accumulate:]
             total = torch.zeros(())

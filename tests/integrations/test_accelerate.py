@@ -56,6 +56,19 @@ def test_one_process(order: str, accumulate: int) -> None:
     assert run["scheduler"].get_last_lr() == runs.rates_of(run["learned"].optimizer)
 
 
+# Of torch, about any scheduler that is made after prepare; Accelerate silences it where pytest does not interfere.
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step:UserWarning")
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_an_update_that_a_grad_scaler_skips_does_not_count(order: str) -> None:
+    run = accelerated.train(order=order, overflows=BATCHES)  # the first batch of the second epoch
+    model = runs.network()
+    optimizer = runs.make_optimizer(model)
+    scheduler = LearnedLR(optimizer, EPOCHS * BATCHES, runs.controller())
+    rates = runs.plain_loop(model, optimizer, scheduler, EPOCHS, BATCHES, leave_out=BATCHES)
+    assert run["learned"].updates == EPOCHS * BATCHES - 1
+    assert run["rates"][:BATCHES] + run["rates"][BATCHES + 1 :] == rates
+
+
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_a_state_that_accelerate_saves_and_loads(order: str, tmp_path: Path) -> None:
     whole = accelerated.train(order=order, folder=tmp_path / "state")["rates"]

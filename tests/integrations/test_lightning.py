@@ -154,6 +154,17 @@ def test_the_modules_own_optimization_is_its_own_affair(options: dict[str, Any])
     assert fit(options, module=Manual()).rates == expected(EPOCHS * BATCHES)
 
 
+def test_lightnings_default_of_one_step_an_epoch_is_warned_of(options: dict[str, Any]) -> None:
+    class Rarely(Network):
+        def configure_optimizers(self) -> Any:
+            whole = super().configure_optimizers()
+            del whole["lr_scheduler"]["interval"]
+            return whole
+
+    with pytest.warns(UserWarning, match="called once for 22 updates, too late for a decision; call it after each"):
+        fit(options, module=Rarely())
+
+
 def test_a_budget_that_is_not_known(options: dict[str, Any]) -> None:
     endless = {**options, "max_epochs": -1}
     with pytest.raises(ConfigError, match="give Trainer max_steps, or pass total_steps"):

@@ -98,6 +98,19 @@ def test_a_run_that_goes_on_without_its_state_is_told(call: str, number: int) ->
     getattr(scheduler, call)(number + 1)  # once
 
 
+def test_calls_after_epochs_alone_are_too_few() -> None:
+    model, optimizer, scheduler = parts()
+    with pytest.warns(UserWarning, match="called once for 22 updates, too late for a decision"):
+        for epoch in range(EPOCHS):
+            for batch in runs.loader(BATCHES):
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(batch["inputs"]), batch["labels"]).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            scheduler.step(epoch + 1)
+    assert scheduler.scheduler.updates == EPOCHS * BATCHES
+    assert len(scheduler.scheduler.report().rates) == EPOCHS - 1
+
+
 def test_an_update_that_a_grad_scaler_skips() -> None:
     model, optimizer, scheduler = parts()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
