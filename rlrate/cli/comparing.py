@@ -123,11 +123,15 @@ def compare(
 
 
 def _run_suite(suite: str, out: Path, settings: dict[str, Any], as_json: bool) -> None:
+    from rlrate.controller import Controller
     from rlrate.experiments import run_suite
+    from rlrate.experiments.oracle import save_oracle
     from rlrate.experiments.overview import suite_table
 
     with Steps("comparing") as progress, _kept(out):
         results = run_suite(suite, out, progress=progress.step, **settings)
+    with Steps("noisy quadratic") as progress:
+        save_oracle(out, Controller.load(settings["controller"]), progress.step)
     if as_json:
         say_json({**results.suite, "complete": results.complete, "files": sorted(out.glob("[!.]*"))})
         return
