@@ -6,17 +6,21 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlrate.errors import ResultsError
-from rlrate.experiments.report_charts import ROLES, Chart, number
+from rlrate.experiments.report_charts import ROLES, Chart
 from rlrate.experiments.report_content import Content, content, losses, wins
 from rlrate.experiments.report_svg import scene
 from rlrate.experiments.report_tables import methods_table
 from rlrate.experiments.scoring import Scores
 from rlrate.experiments.store import load
 from rlrate.storage import write_atomically
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PAGE, SUMMARY, PICTURES = "report.html", "report.md", "figures"
 
@@ -101,7 +105,7 @@ def numbers(scores: Scores) -> dict[str, Any]:
 
 def _named(score: dict[str, Any]) -> dict[str, Any]:
     """JSON has no infinity: trials that no search of the grid reaches are null, as is whatever is not defined."""
-    for name in ("ratio", "middle", "wider"):
+    for name in ("ratio", "middle", "wider", "foreseen"):
         if score[name] is not None:
             score[name] = dict(zip(("value", "low", "high"), score[name], strict=True))
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in score.items()}
@@ -136,18 +140,20 @@ def _oracle(folder: Path) -> Mapping[str, Any] | None:
 
 
 def _render(template: str, **names: Any) -> str:
+    return _templates().get_template(template).render(**{"style": "", **names})
+
+
+@cache
+def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    html = template.endswith((".html.j2", ".svg.j2"))
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("rlrate.experiments", "report_template"),
-        autoescape=html,
+        autoescape=lambda name: name is not None and name.endswith((".html.j2", ".svg.j2")),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(number=number)
-    return environment.get_template(template).render(**{"style": "", **names})
 
 
 def _escaped(text: str) -> str:

@@ -55,7 +55,7 @@ class Chart:
     """A figure: either lines, or intervals one below the other.
 
     Attributes:
-        name: Stem of the file names, and anchor in the page.
+        name: Stem of the file names, and of its anchor in the page.
         title: What it shows.
         x: Horizontal axis.
         y: Vertical axis; unused with intervals.

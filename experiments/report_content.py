@@ -8,11 +8,11 @@ from typing import Any
 
 from rlrate.experiments import report_curves as curves
 from rlrate.experiments import report_figures as figures
-from rlrate.experiments.report_charts import Chart
+from rlrate.experiments.report_charts import Chart, number
 from rlrate.experiments.report_tables import Table, broken_table, cells_table, methods_table, ratio, ratio_text, worth
 from rlrate.experiments.scoring import Scores
 from rlrate.experiments.scoring_cells import Cell
-from rlrate.experiments.statistics import CAP, Interval
+from rlrate.experiments.statistics import CAP, Interval, sensitivity
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def losses(scores: Scores) -> list[str]:
 
 
 def wins(scores: Scores) -> list[str]:
-    """Problems on which the learned scheduler is better than the best tuned configuration beyond the noise."""
+    """Problems on which the learned scheduler is better than the best tuned schedule beyond the noise."""
     if scores.learned is None:
         return []
     ahead = [cell for cell in _judged(scores, scores.learned) if cell.ratio is not None and cell.ratio.high < 1]
@@ -142,10 +142,11 @@ def _tiles(scores: Scores) -> list[Tile]:
     return [
         Tile(
             ratio(own.ratio.value),
-            "x",
-            f"the held-out loss of the best of {configurations} tuned configurations",
+            "times",
+            "the held-out loss of the best tuned schedule of each problem",
             f"95 % interval {_bounds(own.ratio)} over seeds, {_bounds(own.wider)} over problems too; "
-            f"IQM {ratio(own.middle.value)} {_bounds(own.middle)}",
+            f"IQM {ratio_text(own.middle)}. The best is known in hindsight only: "
+            f"{ratio_text(own.foreseen)} beside the one that tuning would have chosen",
         ),
         Tile(worth(own.trials, len(scores.search)), "trials", "of random search are expected to match it"),
         Tile(
@@ -161,7 +162,7 @@ def _tiles(scores: Scores) -> list[Tile]:
             "all others tuned or by their own defaults",
         ),
         Tile(str(own.diverged), f"of {own.runs}", "runs diverged"),
-        Tile("0", "trials", "spent on tuning it", f"the best tuned cost {searched:,} runs on each problem"),
+        Tile("0", "trials", "spent on tuning it", f"the tuned schedules: {searched:,} runs on each problem"),
     ]
 
 
@@ -174,11 +175,11 @@ def _sections(scores: Scores, oracle: Mapping[str, Any] | None, folder: str) -> 
         return [chart for chart in given if chart is not None and (chart.lines or chart.spans)]
 
     return [
-        Section("result", "The result", charts=some(*learned[:1], figures.methods(scores), *learned[1:]), command=made),
+        Section("result", "The result", charts=some(*learned, figures.methods(scores)), command=made),
         Section(
             "table",
             "All methods",
-            "Click a heading to sort. Ratios are to the best schedule and rate of each problem, as tuning chose them.",
+            "Click a heading to sort. Ratios are to the best tuned schedule of each problem.",
             tables=[methods_table(scores), cells_table(scores)],
             command=made,
         ),
@@ -189,7 +190,7 @@ def _sections(scores: Scores, oracle: Mapping[str, Any] | None, folder: str) -> 
         Section(
             "sensitivity",
             "Sensitivity",
-            "How much hangs on the learning rate that is given.",
+            _start_words(scores),
             charts=some(curves.rates(scores), *curves.starts(scores)),
             command=made,
         ),
@@ -224,6 +225,20 @@ def _quadratic(oracle: Mapping[str, Any]) -> str:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _start_words(scores: Scores) -> str:
+    """How much hangs on the start, in one sentence."""
+    found = curves.start_losses(scores)
+    told = []
+    for method, problems in found.items():
+        sizes = {len(losses) for losses in problems.values()}
+        if len(sizes) == 1:
+            factor = sensitivity([list(losses.values()) for losses in problems.values()]).max()
+            told.append(f"{number(float(factor))} times with {method}")
+    if not told:
+        return "How much hangs on the learning rate that is given."
+    return f"From the worst of the given starts rather than the best, the final loss is {', '.join(told)}."
 
 
 def _judged(scores: Scores, method: str) -> list[Cell]:

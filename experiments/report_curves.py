@@ -61,30 +61,40 @@ def curves(scores: Scores, problem: Problem) -> tuple[Chart, Chart] | None:
             f"rate-{stem}",
             f"{problem.name}: learning rate",
             Axis("updates", low=0.0),
-            Axis("learning rate", log=True),
+            Axis("learning rate", log=True, low=_floor(rates)),
             tuple(rates),
             caption="Median over seeds.",
         ),
     )
 
 
+def start_losses(scores: Scores) -> dict[str, dict[str, dict[float, float]]]:
+    """Final loss, geometric mean over seeds, by method, problem and the learning rate given at the start."""
+    losses: dict[tuple[str, str, float], list[float]] = {}
+    for row in scores.results.rows:
+        if row.role == "start" and row.start is not None:
+            losses.setdefault((row.method, row.problem, row.start), []).append(row.heldout_loss)
+    found: dict[str, dict[str, dict[float, float]]] = {}
+    for (method, problem, start), values in sorted(losses.items()):
+        found.setdefault(method, {}).setdefault(problem, {})[start] = centre(np.array(values))
+    return found
+
+
 def starts(scores: Scores) -> Iterator[Chart]:
     """For each problem: the loss after starts that are wrong by orders of magnitude."""
-    for problem in scores.problems.values():
-        found: dict[str, dict[float, list[float]]] = {}
-        for row in scores.results.rows:
-            if row.role == "start" and row.problem == problem.name and row.start is not None:
-                found.setdefault(row.method, {}).setdefault(row.start, []).append(row.heldout_loss)
+    found = start_losses(scores)
+    for problem in scores.problems:
         lines = []
-        for method, losses in found.items():
-            at = sorted(losses)
-            colour = {scores.learned: "learned", "constant": "constant"}.get(method, "best")
-            lines.append(Line(method, colour, np.array(at), np.array([centre(np.array(losses[s])) for s in at])))
+        for method, problems in found.items():
+            if problem in problems:
+                colour = {scores.learned: "learned", "constant": "constant"}.get(method, "best")
+                at = np.array(list(problems[problem]))
+                lines.append(Line(method, colour, at, np.array(list(problems[problem].values()))))
         if lines:
             lines.sort(key=lambda line: line.role == "learned")
             yield Chart(
-                f"start-{slug(problem.name)}",
-                f"{problem.name}: a start that is wrong",
+                f"start-{slug(problem)}",
+                f"{problem}: a start that is wrong",
                 Axis("learning rate given at the start", log=True),
                 Axis("final held-out loss", log=True, high=_ceiling(lines)),
                 tuple(lines),
@@ -113,7 +123,7 @@ def rates(scores: Scores) -> Chart | None:
     for method, colour in zip(chosen, ("best", "constant", "fourth"), strict=False):
         kept = sorted(off for off, values in offsets[method].items() if len(values) >= enough)
         if len(kept) > 1:
-            y = np.exp([np.mean(offsets[method][off]) for off in kept])
+            y = np.exp([np.median(offsets[method][off]) for off in kept])
             lines.append(Line(method, colour, 10.0 ** np.array(kept), y))
     return (
         Chart(
@@ -123,7 +133,7 @@ def rates(scores: Scores) -> Chart | None:
             Axis("loss / at its best rate", log=True, high=_ceiling(lines)),
             tuple(reversed(lines)),
             rule=1.0,
-            caption="Tuning runs, geometric mean over problems; rates that at least half of the problems have.",
+            caption="Tuning runs, median over problems; rates that at least half of the problems have.",
         )
         if lines
         else None
@@ -161,6 +171,13 @@ def _ceiling(lines: Iterable[Line], cap: float = _CEILING) -> float | None:
     finite = np.concatenate([line.y[np.isfinite(line.y)] for line in lines] or [np.empty(0)])
     positive = finite[finite > 0]
     return float(positive.min()) * cap if len(positive) and positive.max() > positive.min() * cap else None
+
+
+def _floor(lines: Iterable[Line], decades: float = 4.5) -> float | None:
+    """Bottom of an axis for rates: an anneal to nothing must not take up the picture."""
+    every = np.concatenate([line.y[np.isfinite(line.y) & (line.y > 0)] for line in lines] or [np.empty(0)])
+    floor = float(every.max()) / 10.0**decades if len(every) else 0.0
+    return floor if len(every) and every.min() < floor else None
 
 
 def _banded(name: str, colour: str, at: NDArray[np.int64], values: Array, *, band: bool) -> Line:

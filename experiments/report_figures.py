@@ -24,7 +24,7 @@ def role(scores: Scores, method: str) -> str:
 
 
 def ratios(scores: Scores) -> Chart:
-    """The learned scheduler against the best tuned configuration, problem by problem."""
+    """The learned scheduler against the best tuned schedule, problem by problem."""
     learned = scores.learned
     assert learned is not None
     cells = [scores.cells[p.name, learned] for p in scores.headline if (p.name, learned) in scores.cells]
@@ -47,7 +47,7 @@ def ratios(scores: Scores) -> Chart:
         Axis(RATIO, log=True),
         spans=tuple(spans),
         rule=1.0,
-        caption="Left of the line the learned scheduler is better than the best of the tuned grid, right of it worse. "
+        caption="Left of the line the learned scheduler is better than the best tuned schedule, right of it worse. "
         "Geometric mean over paired seeds with its 95 % interval.",
     )
 
@@ -65,20 +65,20 @@ def methods(scores: Scores) -> Chart:
         Axis(RATIO, log=True),
         spans=tuple(spans),
         rule=1.0,
-        caption="A schedule stands at the best rate of its own grid; the line is the best schedule and rate of each "
-        "problem. A run that diverged counts as a thousand times worse.",
+        caption="A schedule stands at the rate that tuning chose for it; the line is the best one of each problem, "
+        "another one on each. A run that diverged counts as a thousand times worse.",
     )
 
 
 def breakdown(scores: Scores) -> Chart | None:
-    """The learned scheduler by kind of problem and by optimizer; None where there is one of each."""
+    """The learned scheduler by kind of problem and by optimizer; None where neither groups the problems."""
     learned = scores.learned
     assert learned is not None
     judged = [problem for problem in scores.problems.values() if problem.best is not None]
     spans = []
     for field in ("kind", "optimizer"):
         names = list(dict.fromkeys(getattr(problem, field) for problem in judged))
-        for name in names if len(names) > 1 else ():
+        for name in names if 1 < len(names) < len(judged) else ():
             part = [problem for problem in judged if getattr(problem, field) == name]
             interval = scores.ratio(learned, part)
             if interval is not None:
@@ -142,7 +142,7 @@ def profile(scores: Scores) -> Chart | None:
         Axis("steps / fewest steps of any method", low=1.0, high=MAX_RATIO),
         Axis("share of the problems", low=0.0, high=1.02),
         tuple(lines),
-        caption=f"Target: within {SLACK:.0%} of the best tuned configuration's final held-out loss. The higher, the "
+        caption=f"Target: within {SLACK:.0%} of the best tuned schedule's final held-out loss. The higher, the "
         "better; the height at 1 is the share of problems on which a method is the first. The area under the line is "
         "the score.",
     )
@@ -177,14 +177,14 @@ def search(scores: Scores) -> Chart | None:
         tuple(lines),
         rule=1.0,
         caption=f"Expected result of the best of k schedules and rates, drawn from a grid of {len(k)} without "
-        "replacement, on the tuning seeds. Where the lines cross is the number of trials that the learned scheduler is "
+        "replacement. Where the lines cross is the number of trials that the learned scheduler is "
         "worth.",
     )
 
 
 def trials(budget: int) -> str:
     """A tuning budget in words."""
-    return "no tuning" if budget == 0 else f"best of {budget} rates"
+    return {0: "no tuning", 1: "one trial"}.get(budget, f"best of {budget} rates")
 
 
 def slug(name: str) -> str:

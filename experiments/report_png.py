@@ -21,6 +21,7 @@ COLOURS = {
     "sixth": "#9c4297",
     "other": "#757983",
 }
+_WIDTH = 6.4  # inches
 _DASHES = {"constant": (4, 2), "fourth": (1, 1.6), "fifth": (5, 1.5, 1, 1.5), "sixth": (7, 3)}
 
 
@@ -29,8 +30,13 @@ def save_chart(chart: Chart, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     x, y = scales(chart)
-    figure = Figure(figsize=(6.4, 0.32 * len(chart.spans) + 1.2 if y is None else 4.0), layout="constrained")
-    axes = figure.subplots()
+    height = 0.32 * len(chart.spans) + 1.2 if y is None else 4.0
+    figure = Figure(figsize=(_WIDTH, height))
+    # Margins by hand: finding them takes longer than the drawing.
+    labels = [span.label for span in chart.spans] if y is None else [text for _, text in y.ticks]
+    label = max(map(len, labels), default=1)
+    left = (0.085 * label + (0.25 if y is None else 0.5)) / _WIDTH
+    axes = figure.add_axes((left, 0.62 / height, 0.97 - left, 1 - 1.0 / height))
     _fix(axes, x, "x")
     if y is None:
         _spans(axes, chart)

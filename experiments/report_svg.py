@@ -34,7 +34,7 @@ def scene(chart: Chart) -> dict[str, Any]:
     legend, rows = _legend(chart)
     top = _TOP + (18 * rows + 6 if rows else 0)
     if y is None:
-        left = min(max(len(span.label) for span in chart.spans) * _CHARACTER + 14, 0.53 * WIDTH)
+        left = min(max(len(span.label) for span in chart.spans) * 6.9 + 16, 0.53 * WIDTH)
         frame = Frame(left, top, WIDTH - left - _RIGHT, _ROW * len(chart.spans) + 6)
     else:
         left = max((len(label) for _, label in y.ticks), default=1) * _CHARACTER + 30

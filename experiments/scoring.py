@@ -42,10 +42,11 @@ class Score:
         what: One line about it.
         budget: Trials spent on tuning it.
         problems: Problems on which it has all its runs.
-        ratio: Loss relative to the best tuned configuration, geometric mean; interval over seeds.
+        ratio: Loss relative to the best tuned schedule, geometric mean; interval over seeds.
+        foreseen: Loss relative to the schedule that tuning alone would have chosen.
         middle: The same as interquartile mean.
         wider: Geometric mean with an interval over problems and seeds.
-        wins: Share of runs with a lower loss than the best tuned configuration on the same seed.
+        wins: Share of runs with a lower loss than the best tuned schedule on the same seed.
         rank: Mean rank among all methods but the controls, by loss.
         score: AlgoPerf-style score, target with slack.
         strict: The same without slack.
@@ -65,6 +66,7 @@ class Score:
     ratio: Interval | None
     middle: Interval | None
     wider: Interval | None
+    foreseen: Interval | None
     wins: float
     rank: float
     score: float
@@ -113,7 +115,9 @@ class Scores:
                 tuning[row.problem].append(row)
         return {
             about["name"]: make_problem(
-                about, tuning[about["name"]], {method: self.reported(about["name"], method) for method in self.groups}
+                about,
+                tuning[about["name"]],
+                {name: self.reported(about["name"], name) for name, g in self.groups.items() if g == "schedule"},
             )
             for about in self.suite["problems"]
         }
@@ -168,6 +172,14 @@ class Scores:
         if not shared:
             return None
         return exp(paired_difference(self.logs(method, shared), self.logs(other, shared)))
+
+    def foreseen(self, method: str) -> Interval | None:
+        """Loss relative to the configuration that tuning alone would have chosen on each problem."""
+        shared = [p for p in self.headline if (p.name, method) in self.cells]
+        if not shared:
+            return None
+        chosen = [self.cells[p.name, p.chosen].logs for p in shared if p.chosen is not None]
+        return exp(paired_difference(self.logs(method, shared), np.array(chosen)))
 
     @cached_property
     def search(self) -> Array:
@@ -231,6 +243,7 @@ class Scores:
             ratio=exp(stratified_interval(logs)) if judged else None,
             middle=exp(stratified_interval(logs, iqm)) if judged else None,
             wider=exp(clustered_interval(logs)) if judged else None,
+            foreseen=self.foreseen(method) if judged else None,
             wins=win_rate(logs, np.zeros_like(logs)) if judged else math.nan,
             rank=float(np.mean(self._ranks[method])) if self._ranks[method] else math.nan,
             score=score,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,48 +63,70 @@ class Cell:
 class Problem:
     """One problem and the tuned schedule that methods are held against.
 
+    The reference is the schedule that did best on the reported seeds, at the rate that tuning chose for it: which
+    schedule that is, nobody could have known, and the choice favours the schedules.
+
     Attributes:
         name: As in the suite.
         kind: The suite's word for it.
         optimizer: Its optimizer.
         steps: Updates of a run.
-        best: Schedule whose best rate won on the tuning seeds; None where ratios mean nothing here.
-        peak: That rate.
-        target: Final held-out loss of that configuration, median over the reported seeds.
+        best: The reference; None where ratios mean nothing here.
+        peak: Its rate.
+        chosen: The schedule that tuning alone would have chosen.
+        target: Final held-out loss of the reference, median over the reported seeds.
         grid: Configurations (schedule, rate) on the tuning seeds.
-        values: Mean log loss of each relative to the best one, shape (len(grid),).
+        values: Mean log loss of each relative to the reference, shape (len(grid),). The tuning seeds are other runs:
+            what the tuned schedules, run on both, differ on average is taken off.
     """
 
     name: str
     kind: str
     optimizer: str
     steps: int
-    best: str | None
-    peak: float | None
-    target: float
-    grid: tuple[tuple[str, float], ...]
-    values: Array
+    best: str | None = None
+    peak: float | None = None
+    chosen: str | None = None
+    target: float = math.nan
+    grid: tuple[tuple[str, float], ...] = ()
+    values: Array = field(default_factory=lambda: np.empty(0))
 
 
 def make_problem(about: Mapping[str, Any], tuning: Sequence[Row], reported: Mapping[str, Sequence[Row]]) -> Problem:
-    """Finds the reference of a problem: the schedule and rate with the lowest loss on the tuning seeds.
+    """Finds what the methods of a problem are held against.
 
     Args:
         about: The problem in the suite.
         tuning: Its tuning rows.
-        reported: For each schedule its reported rows, one for each seed; none where one is missing.
+        reported: For each schedule its reported rows at its tuned rate, one for each seed; empty where one is missing.
     """
-    grid, losses = _grid(tuning)
-    best, peak, values, target = None, None, np.empty(0), math.nan
-    if grid:
-        chosen = int(np.argmin([centre(row) for row in losses]))
-        rows = reported.get(grid[chosen][0], ())
-        values = log_ratios(losses, losses[chosen]).mean(axis=1)
-        if rows and np.isfinite(values).all() and all(row.heldout_loss > 0 for row in rows):
-            best, peak = grid[chosen]
-            target = _median([row.heldout_loss for row in rows])
     fields = {name: about[name] for name in ("name", "kind", "optimizer", "steps")}
-    return Problem(**fields, best=best, peak=peak, target=target, grid=tuple(grid), values=values)
+    losses = {name: np.array([row.heldout_loss for row in rows]) for name, rows in reported.items() if rows}
+    if not losses or any((each <= 0).any() for each in losses.values()):
+        return Problem(**fields)
+    best = min(losses, key=lambda name: centre(losses[name]))
+    grid, values = _grid(tuning)
+    chosen = best
+    if grid:
+        first = int(np.argmin([centre(row) for row in values]))
+        chosen = grid[first][0]
+        values = log_ratios(values, values[first]).mean(axis=1)
+        # Tuning seeds are other runs: what was tuned is seen on both, and tells how they differ.
+        gaps = [
+            log_ratios(losses[name], losses[best]).mean() - values[grid.index((name, rate))]
+            for name in losses
+            if (rate := reported[name][0].peak) is not None and (name, rate) in grid
+        ]
+        values = values + (np.mean(gaps) if gaps else 0.0)
+    return Problem(
+        **fields,
+        best=best,
+        peak=reported[best][0].peak,
+        chosen=chosen if chosen in losses else best,
+        target=_median(losses[best].tolist()),
+        grid=tuple(grid),
+        values=values,
+    )
 
 
 def make_cell(problem: Problem, rows: Sequence[Row], reference: Sequence[Row]) -> Cell:
