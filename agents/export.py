@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -40,6 +41,26 @@ def controller_from(model: BaseAlgorithm, spec: ControlSpec, provenance: Mapping
     activation = _ACTIVATIONS[kinds.pop()] if kinds else "tanh"
     layers = linear_layers([(layer.weight, layer.bias) for layer in linear])
     return Controller(layers, spec, activation, head, dict(provenance or {}))
+
+
+def begin_with(model: BaseAlgorithm, controller: Controller) -> None:
+    """Gives the policy of an SB3 model the weights of a controller; the inverse of :func:`controller_from`.
+
+    Raises:
+        ConfigError: when the controller is of another kind than the model's policy.
+    """
+    modules, head = _policy_modules(model)
+    linear = [m for m in modules if isinstance(m, nn.Linear)]
+    shapes = [tuple(layer.weight.shape) for layer in linear]
+    if head != controller.head or shapes != [tuple(weight.shape) for weight, _ in controller.layers]:
+        raise ConfigError(
+            f"the training cannot begin with this controller: its head is {controller.head!r} with layers "
+            f"{[tuple(w.shape) for w, _ in controller.layers]}, the policy's {head!r} with {shapes}"
+        )
+    with torch.no_grad():
+        for layer, (weight, bias) in zip(linear, controller.layers, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
 
 
 def export(run: str | Path, path: str | Path | None = None, *, trust: bool = False) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlrate.control import Action, Cadence, ControlSpec
+from rlrate.controller import Controller
 from rlrate.envs import TrainingVectorEnv
 from rlrate.envs.env import MULTIPLIERS
 from rlrate.errors import ConfigError, unknown_name
@@ -41,6 +42,8 @@ class Recipe:
         algorithm: Keyword arguments of the SB3 algorithm.
         relative_reward: Whether each run is paid relative to the mean of its population.
         anneal_learning_rate: Whether the policy's own learning rate goes linearly to zero.
+        initial: Controller whose policy the training begins with, a bundled name or a file; empty for a fresh one.
+            Its specification and its network are then those of the training.
     """
 
     name: str = "custom"
@@ -58,6 +61,7 @@ class Recipe:
     algorithm: dict[str, Any] = field(default_factory=dict)
     relative_reward: bool = False
     anneal_learning_rate: bool = True
+    initial: str = ""
 
     def __post_init__(self) -> None:
         if self.algo not in ALGORITHMS:
@@ -70,10 +74,23 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, got {value!r}")
+        if self.initial:
+            self._check_initial()
         if self.relative_reward and self.runs <= self.draws:
             raise ConfigError(
                 f"relative_reward pays a run by how it does among the runs of its draw, but {self.runs} runs in "
                 f"{self.draws} draws have no company; raise runs, lower draws, or set relative_reward = false"
+            )
+
+    def _check_initial(self) -> None:
+        if self.algo not in ON_POLICY:
+            raise ConfigError(f"only {' and '.join(ON_POLICY)} can begin with a controller, not {self.algo}")
+        fixed = {"cadence": self.cadence, "rules": self.rules, "signals": self.signals, "net": self.policy.get("net")}
+        given = [name for name, value in fixed.items() if value]
+        if given:
+            raise ConfigError(
+                f"a training that begins with a controller takes {', '.join(given)} from it; "
+                "leave that out of the recipe"
             )
 
     @classmethod
@@ -119,6 +136,12 @@ class Recipe:
     @property
     def spec(self) -> ControlSpec:
         """Signals, cadence and action of the controller."""
+        if self.initial:
+            spec = Controller.load(self.initial).spec
+            kind = "continuous" if spec.action.multipliers is None else "discrete"
+            if self.action != kind:
+                raise ConfigError(f"the controller {self.initial} has {kind} actions; set action to {kind}")
+            return spec
         rules = dict(self.rules)
         if self.action == "discrete":
             rules.setdefault("multipliers", MULTIPLIERS)

@@ -21,10 +21,11 @@ from torch import nn
 
 import rlrate
 from rlrate.agents.checkpoint import has_checkpoint, read_checkpoint, restore_state, write_checkpoint
-from rlrate.agents.export import controller_from
+from rlrate.agents.export import begin_with, controller_from
 from rlrate.agents.metrics import RolloutMetrics, write_csv
 from rlrate.agents.recipe import ON_POLICY, Recipe, digest_of
 from rlrate.agents.vecenv import PopulationVecEnv
+from rlrate.controller import Controller
 from rlrate.envs.env import to_unit
 from rlrate.errors import ConfigError
 from rlrate.storage import write_atomically
@@ -129,6 +130,9 @@ def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
     """The SB3 model of a recipe, with fresh weights."""
     settings = dict(recipe.algorithm)
     policy = dict(recipe.policy)
+    initial = Controller.load(recipe.initial) if recipe.initial else None
+    if initial is not None:
+        policy |= {"net": [len(bias) for _, bias in initial.layers[:-1]], "activation": initial.activation}
     activation = policy.pop("activation", "tanh")
     if activation not in _ACTIVATIONS:
         raise ConfigError(f"unknown activation {activation!r}; known: tanh, relu")
@@ -143,7 +147,7 @@ def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
     rate = float(settings.pop("learning_rate", 3e-4))
     settings["learning_rate"] = LinearToZero(rate) if recipe.anneal_learning_rate else rate
     try:
-        return ALGORITHM_CLASSES[recipe.algo](
+        model = ALGORITHM_CLASSES[recipe.algo](
             "MlpPolicy",
             env,
             policy_kwargs=policy_kwargs,
@@ -154,6 +158,9 @@ def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
         )
     except TypeError as error:
         raise ConfigError(f"recipe {recipe.name!r}: {recipe.algo} refuses it: {error}") from None
+    if initial is not None:
+        begin_with(model, initial)
+    return model
 
 
 def restore(out: Path) -> tuple[BaseAlgorithm, Recipe, dict[str, Any]]:

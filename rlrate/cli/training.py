@@ -46,6 +46,10 @@ def train(
         str | None, typer.Option(metavar="N|LOW,HIGH", help="Updates of a run: fixed, or drawn log-uniformly.")
     ] = None,
     action: Annotated[str | None, typer.Option(help="continuous or discrete.")] = None,
+    initial: Annotated[
+        str | None,
+        typer.Option("--from", help="Begin with the policy of this controller: a file, or the name of a bundled one."),
+    ] = None,
     runs: Annotated[int | None, typer.Option(help="Networks that are trained at once.")] = None,
     draws: Annotated[int | None, typer.Option(help="How many workloads they share; divides --runs.")] = None,
     workers: Annotated[
@@ -60,12 +64,14 @@ def train(
 
     Example:  rlrate train --out runs/mine --workload my_file.py:make --optimizer adam --steps 200,2000
 
+    Example:  rlrate train --out runs/tuned --from default --workload my_file.py:make --steps 200,2000 --iterations 20
+
     Ctrl-C stops it; the same command with --resume continues it, and ends with the same controller.
 
     The other options replace entries of the recipe.
     """
     changes = _changes(
-        algo=algo, seed=seed, iterations=iterations, runs=runs, draws=draws, action=action
+        algo=algo, seed=seed, iterations=iterations, runs=runs, draws=draws, action=action, initial=initial
     ) | _environment_changes(workload=workload, optimizer=optimizer, steps=steps)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; --out names the folder to write")
@@ -173,6 +179,10 @@ def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
         # As many minibatches as the recipe has, so that all are full.
         share = data["algorithm"]["batch_size"] / recipe.runs
         data["algorithm"]["batch_size"] = max(2, round(share * changes["runs"]))
+    if changes.get("initial"):
+        # What the controller brings with it.
+        data |= {"cadence": {}, "rules": {}, "signals": []}
+        data["policy"] = {name: value for name, value in data["policy"].items() if name not in ("net", "activation")}
     environment = data["environment"] | changes.get("environment", {})
     changed = Recipe.from_dict(data | changes | {"environment": environment})
     if recipe.algorithm and not changed.algorithm:
