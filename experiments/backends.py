@@ -19,7 +19,7 @@ from rlrate.errors import ConfigError, RlrateError, unknown_name
 from rlrate.experiments.cells import Cell, run_cell
 from rlrate.experiments.store import Row
 
-__all__ = ["BACKENDS", "Backend", "make_backend"]
+__all__ = ["BACKENDS", "Attempts", "Backend", "Finished", "Progress", "make_backend"]
 
 #: Attempts at a cell whose worker dies.
 ATTEMPTS = 3
@@ -86,7 +86,9 @@ class _Worker:
 
 
 @dataclass
-class _Attempts:
+class Attempts:
+    """How often the worker of a cell has died."""
+
     counts: dict[str, int] = field(default_factory=dict)
 
     def failed(self, cell: Cell, how: str) -> None:
@@ -104,7 +106,7 @@ class Processes:
 
     def __init__(self, controller: Controller, progress: Progress, workers: int) -> None:
         self._controller, self._progress = controller, progress
-        self._attempts = _Attempts()
+        self._attempts = Attempts()
         self._again: list[Cell] = []
         self._workers = [self._start() for _ in range(workers)]
 

@@ -30,6 +30,11 @@ _EXTRAS = {
     "matplotlib": "compare",
     "optuna": "compare",
     "scipy": "compare",
+    "dadaptation": "compare",
+    "prodigyopt": "compare",
+    "pytorch_optimizer": "compare",
+    "schedulefree": "compare",
+    "ray": "ray",
 }
 
 

@@ -155,10 +155,3 @@ def test_an_unknown_controller_is_named() -> None:
 def test_all_schedules_are_compared_by_default() -> None:
     result = compare(["quadratic-20"], ["sgd"], steps=10, controller=Controller.constant(), grid=1, seeds=1)
     assert {row.method for row in result.rows} == {*schedule_names(), "learned"}
-
-
-def test_the_number_of_processes_does_not_matter() -> None:
-    arguments = {"steps": 10, "controller": Controller.constant(0.2), "schedules": ["cosine"], "grid": 2, "seeds": 2}
-    alone = compare(["wine-mlp"], ["adam", "sgd"], **arguments)  # type: ignore[arg-type]
-    spread = compare(["wine-mlp"], ["adam", "sgd"], workers=2, **arguments)  # type: ignore[arg-type]
-    assert spread.rows == alone.rows

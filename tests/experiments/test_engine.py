@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -159,6 +160,41 @@ def test_a_worker_that_is_killed_is_replaced_and_the_table_stays_the_same(whole:
         spread = run_suite(TINY, tmp_path, controller=CONTROLLER, workers=2)
     assert killed
     assert table(spread) == table(whole)
+
+
+# Kills one of two actors while it works, at the first sign of life.
+RAY = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[2])
+from test_engine import CONTROLLER, TINY
+from rlrate.experiments import backends, run_suite
+from rlrate.experiments.cluster import RayWorkers
+import ray
+
+class Killing(RayWorkers):
+    killed = 0
+
+    def collect(self):
+        finished = super().collect()
+        if finished and not Killing.killed:
+            worker = next(w for w in self._workers if w.cell is not None)
+            Killing.killed = ray.get(worker.actor.pid.remote())
+            worker.answer = worker.actor.run.remote(worker.cell)
+            os.kill(Killing.killed, signal.SIGKILL)
+        return finished
+
+backends.BACKENDS["ray"] = Killing
+run_suite(TINY, sys.argv[1], controller=CONTROLLER, workers=2, backend="ray")
+assert Killing.killed and not ray.is_initialized()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
+def test_ray_gives_the_same_table_also_when_an_actor_is_killed(whole: Results, tmp_path: Path) -> None:
+    script = [sys.executable, "-c", RAY, str(tmp_path), str(Path(__file__).parent)]
+    subprocess.run(script, check=True, timeout=300)
+    assert table(load(tmp_path)) == table(whole)
 
 
 def test_a_cell_that_fails_ends_the_comparison_and_keeps_the_rest(tmp_path: Path) -> None:
