@@ -61,6 +61,7 @@ class Chart:
         y: Vertical axis; unused with intervals.
         lines: Lines, the most important last.
         spans: Intervals, from the top.
+        key: What the colours of intervals mean: role and name.
         rule: Value of a reference line: vertical with intervals, horizontal with lines.
         caption: How to read it.
     """
@@ -71,8 +72,14 @@ class Chart:
     y: Axis | None = None
     lines: tuple[Line, ...] = ()
     spans: tuple[Span, ...] = ()
+    key: tuple[tuple[str, str], ...] = ()
     rule: float | None = None
     caption: str = ""
+
+    @property
+    def legend(self) -> tuple[tuple[str, str], ...]:
+        """Role and name of all that a reader must tell apart, the most important first."""
+        return self.key or tuple((line.role, line.name) for line in reversed(self.lines))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ def role(scores: Scores, method: str) -> str:
     group = scores.groups[method]
     if group == "learned":
         return "learned"
-    return {"schedule": "best", "control": "other", "default": "constant"}.get(group, "fourth")
+    known = {"schedule": "best", "control": "other", "default": "constant", "self-tuning": "fourth"}
+    return known.get(group, "fifth")
 
 
 def ratios(scores: Scores) -> Chart:
@@ -59,11 +60,15 @@ def methods(scores: Scores) -> Chart:
         for score in scores.scores
         if score.ratio is not None and score.group != "control"
     ]
+    ranked = sorted(scores.scores, key=lambda score: score.group != "learned")
+    groups = {role(scores, score.method): score.group for score in ranked if score.group != "control"}
+    named = {"schedule": "schedules, tuned", "default": "defaults", "search": "searching"}
     return Chart(
         "methods",
         "All methods, over all problems",
         Axis(RATIO, log=True),
         spans=tuple(spans),
+        key=tuple((colour, named.get(group, group)) for colour, group in groups.items()),
         rule=1.0,
         caption="A schedule stands at the rate that tuning chose for it; the line is the best one of each problem, "
         "another one on each. A run that diverged counts as a thousand times worse.",

@@ -11,6 +11,7 @@ from rlrate.experiments.report_charts import Chart, Scale, scales
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 COLOURS = {
     "learned": "#c62b45",
@@ -35,19 +36,33 @@ def save_chart(chart: Chart, path: Path) -> Path:
     # Margins by hand: finding them takes longer than the drawing.
     labels = [span.label for span in chart.spans] if y is None else [text for _, text in y.ticks]
     label = max(map(len, labels), default=1)
+    rows = -(-len(chart.legend) // 3)
     left = (0.085 * label + (0.25 if y is None else 0.5)) / _WIDTH
-    axes = figure.add_axes((left, 0.62 / height, 0.97 - left, 1 - 1.0 / height))
+    axes = figure.add_axes((left, 0.62 / height, 0.97 - left, 1 - (1.0 + 0.22 * rows) / height))
     _fix(axes, x, "x")
     if y is None:
         _spans(axes, chart)
     else:
         _fix(axes, y, "y")
         _lines(axes, chart)
-    axes.set_title(chart.title, fontsize=11, loc="left")
+    figure.text(0.02, 1 - 0.1 / height, chart.title, fontsize=11, va="top")
+    if chart.legend:
+        handles = [_sample(role, dot=y is None) for role, _ in chart.legend]
+        names = [name for _, name in chart.legend]
+        above = (0.01, 1 - 0.28 / height)
+        figure.legend(handles, names, ncols=3, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=above)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, linewidth=0.5, alpha=0.5)
     figure.savefig(path, dpi=130)
     return path
+
+
+def _sample(role: str, *, dot: bool) -> Line2D:
+    from matplotlib.lines import Line2D
+
+    if dot:
+        return Line2D([], [], color=COLOURS[role], marker="o", linestyle="none", markersize=5)
+    return Line2D([], [], color=COLOURS[role], linestyle=(0, _DASHES.get(role, ())), linewidth=1.5)
 
 
 def _spans(axes: Axes, chart: Chart) -> None:
@@ -66,20 +81,16 @@ def _lines(axes: Axes, chart: Chart) -> None:
         colour, y = COLOURS[line.role], np.where(np.isfinite(line.y), line.y, np.nan)
         if line.low is not None and line.high is not None:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.14, linewidth=0)
-        (drawn,) = axes.plot(
+        axes.plot(
             line.x,
             y,
             color=colour,
-            label=line.name,
             linewidth=2.2 if line.role == "learned" else 1.5,
             drawstyle="steps-post" if line.stairs else "default",
+            linestyle=(0, _DASHES.get(line.role, ())),
         )
-        if line.role in _DASHES:
-            drawn.set_dashes(_DASHES[line.role])
     if chart.rule is not None:
         axes.axhline(chart.rule, color="0.4", linewidth=1, linestyle="--")
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False)
 
 
 def _fix(axes: Axes, scale: Scale, which: str) -> None:

@@ -87,14 +87,14 @@ def _thinned(x: Scale, frame: Frame) -> list[tuple[float, str]]:
 
 
 def _legend(chart: Chart) -> tuple[list[dict[str, Any]], int]:
-    """Names of the lines in rows; intervals carry theirs."""
+    """What the colours mean, in rows."""
     entries: list[dict[str, Any]] = []
     at, row = 0.0, 0
-    for line in reversed(chart.lines):
-        width = len(line.name) * _CHARACTER + 40
+    for role, name in chart.legend:
+        width = len(name) * _CHARACTER + (30 if chart.spans else 40)
         if entries and at + width > WIDTH:
             at, row = 0.0, row + 1
-        entries.append({"x": round(at + 4, 1), "y": _TOP + 8 + 18 * row, "name": line.name, "role": line.role})
+        entries.append({"x": round(at + 4, 1), "y": _TOP + 8 + 18 * row, "name": name, "role": role})
         at += width
     return entries, row + 1 if entries else 0
 

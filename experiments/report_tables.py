@@ -84,7 +84,9 @@ def cells_table(scores: Scores) -> Table:
         ("diverged", ""),
     ]
     rows = []
-    for (problem, method), c in scores.cells.items():
+    order = list(scores.problems)
+    cells = sorted(scores.cells.items(), key=lambda item: (order.index(item[0][0]), item[1].loss))
+    for (problem, method), c in cells:
         rate = "" if c.peak is None else number(c.peak) + ("*" if c.edge else "")
         values = [
             Value(problem, problem),
@@ -132,5 +134,8 @@ def _plain(value: float, form: str) -> Value:
 
 
 def ratio(value: float) -> str:
-    """A ratio with three digits behind or before the point."""
-    return f"{value:.3f}" if value < 2 else f"{value:.3g}"
+    """A ratio, with as many digits as its size deserves."""
+    for below, form in ((2.0, ".3f"), (9.995, ".2f"), (99.95, ".1f")):
+        if value < below:
+            return format(value, form)
+    return f"{value:,.0f}"

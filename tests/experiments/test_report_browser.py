@@ -154,6 +154,7 @@ def test_dark_and_light_follow_the_system_and_the_button(browser: Any) -> None:
     assert seen["light"] != seen["dark"]
     browser.find_element("id", "theme").click()
     assert ground() == seen["light"]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [dark]})
     assert ground() == "rgb(255, 255, 255)"
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
