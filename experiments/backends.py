@@ -137,8 +137,8 @@ class Processes:
             RlrateError: A cell cannot be computed.
         """
         again, self._again = self._again, []
-        for cell in again:
-            self.submit(cell)
+        for lost in again:
+            self.submit(lost)
         finished: Finished = []
         busy = {worker.pipe: worker for worker in self._workers if worker.cell is not None}
         for pipe in wait(list(busy), timeout=0.5):

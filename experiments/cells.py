@@ -211,8 +211,7 @@ def _controlled(cell: Cell, draw: Draw, controller: Controller, tick: Tick | Non
     runs = [run for run in cell.runs if run.method != "replay"]
     watched = _Watched(controller)
     if cell.tuning_seeds:
-        seeds = range(cell.tuning_seeds)
-        run_controlled(draw, seeds, controller.spec, watched.act, tick, watch=watched.watch)
+        run_controlled(draw, range(cell.tuning_seeds), controller.spec, watched.act, tick, watch=watched.watch)
     parts = []
     if runs:
         act = _Mixture(runs, controller, watched)
@@ -259,7 +258,8 @@ class _Watched:
 
     def mean_rates(self) -> Array:
         """Geometric mean over runs of the rate of each update, shape (steps,)."""
-        return np.exp(np.array(self.log_rates))
+        rates: Array = np.exp(np.array(self.log_rates))
+        return rates
 
     def mean_observation(self) -> NDArray[np.float32]:
         """Mean over runs and decisions, shape (signals,)."""

@@ -93,8 +93,8 @@ class RayWorkers:
             RlrateError: A cell cannot be computed.
         """
         again, self._again = self._again, []
-        for cell in again:
-            self.submit(cell)
+        for lost in again:
+            self.submit(lost)
         busy = {worker.answer: worker for worker in self._workers if worker.cell is not None}
         finished: Finished = []
         for answer in ray.wait(list(busy), timeout=0.5)[0]:

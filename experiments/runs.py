@@ -138,7 +138,8 @@ class _Scheduled:
         """Of the next update, shape (N,)."""
         for columns, rule in self._rules:
             self.factors[update, columns] = rule.factors
-        return self.peaks * self.factors[update]
+        rates: Array = self.peaks * self.factors[update]
+        return rates
 
     def told(self, losses: Array, gradient_norms: Array | None) -> None:
         """Tells the schedules that listen what the update was like."""

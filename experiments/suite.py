@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from rlrate.envs import OPTIMIZERS, Workload, make_optimizer, make_workload
 from rlrate.envs.training import Draw
@@ -209,8 +210,10 @@ def _read_suite(name: str, data: dict[str, Any]) -> Suite:
         start = table.get("start", [])
         starts = start if isinstance(start, list) else [start]
         problems.append(Problem(**{**table, "start": tuple(starts)}))
-    lists = {key: _names(key, data[key]) for key in ("schedules", "entrants") if key in data}
-    return Suite(**{**data, **lists, "name": name, "problems": tuple(problems)})
+    for key in ("schedules", "entrants"):
+        if key in data:
+            data[key] = _names(key, data[key])
+    return Suite(**data, name=name, problems=tuple(problems))
 
 
 def _names(label: str, value: Any) -> tuple[str, ...]:
@@ -266,4 +269,5 @@ def _scaled(workload: Workload, width: float, depth: int) -> Workload:
     *shape, hidden = make.args
     wide = [max(1, round(width * units)) for units in hidden]
     deep = [units for units in wide for _ in range(depth)]
-    return replace(workload, make_model=partial(make.func, *shape, deep, **make.keywords))
+    network: Callable[..., nn.Module] = make.func
+    return replace(workload, make_model=partial(network, *shape, deep, **make.keywords))
