@@ -88,6 +88,27 @@ def train(
     return {"rates": rates, "learned": learned, "scheduler": scheduler, "updates": updates}
 
 
+def train_by_trainer(folder: Path) -> dict[str, Any]:
+    """The same run by Hugging Face's Trainer, which works out the budget, and has the loss of a part of each batch."""
+    from transformers import Trainer
+
+    from rlrate.integrations.huggingface import LearnedLRMixin
+
+    from .test_huggingface import arguments, train
+
+    class Shared(LearnedLRMixin, Trainer):
+        def get_train_dataloader(self) -> Any:
+            return self.accelerator.prepare(runs.loader(BATCHES))
+
+        def create_optimizer(self, model: Any = None) -> Any:
+            self.optimizer = runs.make_optimizer(self.model)
+            return self.optimizer
+
+    folder.mkdir()
+    record, _ = train(arguments(folder), Shared)
+    return {"rates": record.rates, "learned": record.scheduler}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
@@ -99,7 +120,7 @@ if __name__ == "__main__":
         warnings.simplefilter("always")
         for name, options in json.loads(sys.argv[3]).items():
             forget()
-            run = train(**options)
+            run = train_by_trainer(folder / f"trainer{rank}") if name == "trainer" else train(**options)
             seen[name] = {"rates": run["rates"], "updates": run["learned"].updates, "calls": run["learned"].last_epoch}
         seen["warnings"] = [str(entry.message) for entry in caught if "LearnedLR" in str(entry.message)]
     torch.distributed.destroy_process_group()

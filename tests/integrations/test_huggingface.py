@@ -72,16 +72,21 @@ class Record(TrainerCallback):
 
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, Any]:
-    runs.controller().save(tmp_path / "controller.safetensors")
+    return arguments(tmp_path)
+
+
+def arguments(folder: Path) -> dict[str, Any]:
+    """Of a training that logs every update, with the controller of the plain loop."""
+    runs.controller().save(folder / "controller.safetensors")
     return {
-        "output_dir": str(tmp_path / "out"),
+        "output_dir": str(folder / "out"),
         "num_train_epochs": EPOCHS,
         "use_cpu": True,
         "report_to": "none",
         "disable_tqdm": True,
         "save_strategy": "no",
         "logging_steps": 1,
-        "lr_scheduler_kwargs": {"controller": str(tmp_path / "controller.safetensors")},
+        "lr_scheduler_kwargs": {"controller": str(folder / "controller.safetensors")},
     }
 
 
