@@ -124,10 +124,14 @@ class Scores:
 
     @cached_property
     def headline(self) -> tuple[Problem, ...]:
-        """Problems with a reference, less those the controller was made with where there are others."""
+        """Problems with a reference, less those the controller was made with where there are others.
+
+        Of a comparison that goes on, only those that the learned scheduler has been run on, where there are any.
+        """
         judged = [problem for problem in self.problems.values() if problem.best is not None]
-        fresh = [problem for problem in judged if problem.kind not in KNOWN_KINDS]
-        return tuple(fresh or judged)
+        done = [problem for problem in judged if (problem.name, self.learned) in self.cells]
+        fresh = [problem for problem in done or judged if problem.kind not in KNOWN_KINDS]
+        return tuple(fresh or done or judged)
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Cell]:

@@ -93,7 +93,8 @@ def stratified_interval(
     """A statistic of all values, with a percentile interval from seeds redrawn within each workload.
 
     The stratified bootstrap of Agarwal et al. (2021): the workloads are taken as given, the seeds as a sample. The
-    interval says what other seeds would have shown on the same workloads.
+    interval says what other seeds would have shown on the same workloads. It is widened by sqrt(S / (S - 1)): what is
+    redrawn from S values varies by that much less than the values did.
 
     Args:
         values: Finite values, shape (W, S).
@@ -119,8 +120,7 @@ def stratified_interval(
         vectorized=True,
         rng=np.random.default_rng(0),
     )
-    low, high = result.confidence_interval
-    return Interval(estimate, float(low), float(high))
+    return _widened(estimate, *result.confidence_interval, values.shape[1])
 
 
 def clustered_interval(
@@ -128,7 +128,8 @@ def clustered_interval(
 ) -> Interval:
     """As :func:`stratified_interval`, but the workloads are redrawn too, then the seeds within each.
 
-    The interval says what other workloads of the same kind might have shown, and so is the wider one.
+    The interval says what other workloads of the same kind might have shown, and so is the wider one. It is widened by
+    sqrt(W / (W - 1)).
 
     Raises:
         ValueError: when a value is not finite or there is none.
@@ -140,7 +141,7 @@ def clustered_interval(
     drawn = values[workloads, rng.integers(seeds, size=(draws, count, seeds))]
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(statistic(drawn.reshape(draws, -1), axis=1), [tail, 1.0 - tail])
-    return Interval(float(statistic(values, axis=None)), float(low), float(high))
+    return _widened(float(statistic(values, axis=None)), low, high, count)
 
 
 def paired_difference(one: Array, other: Array, *, level: float = 0.95, draws: int = DRAWS) -> Interval:
@@ -270,6 +271,11 @@ def sensitivity(losses: ArrayLike, cap: float = CAP) -> Array:
 def _share(n: int, rank: int, draws: int) -> float:
     """Probability that the best of ``draws`` out of n has this rank, counted from 1."""
     return math.comb(n - rank, draws - 1) / math.comb(n, draws)
+
+
+def _widened(estimate: float, low: float, high: float, count: int) -> Interval:
+    factor = math.sqrt(count / (count - 1)) if count > 1 else 1.0
+    return Interval(estimate, estimate + factor * (low - estimate), estimate + factor * (high - estimate))
 
 
 def _checked(values: Array) -> Array:

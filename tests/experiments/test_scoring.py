@@ -131,7 +131,8 @@ def test_an_unfinished_comparison_uses_what_is_whole() -> None:
     rows = tuple(r for r in whole.rows if (r.problem, r.method, r.seed) != ("q", "learned", 1001))
     scores = Scores(replace(whole, rows=rows))
     own = scores.score("learned")
-    assert own.problems == 1 and own.ratio is not None and own.ratio.value == pytest.approx(math.sqrt(0.5))
+    assert [problem.name for problem in scores.headline] == ["p"] and own.problems == 1
+    assert own.ratio is not None and own.ratio.value == pytest.approx(math.sqrt(0.5))
     nothing = Scores(replace(whole, rows=rows[:1]))
     assert nothing.headline == () and nothing.scores == () and nothing.learned is None
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rlrate.experiments.statistics import (
+    Statistic,
     clustered_interval,
     equivalent_trials,
     expected_best,
@@ -57,14 +58,14 @@ def test_an_interval_without_spread_is_a_point() -> None:
     # Workloads that differ, seeds that do not: redrawing seeds changes nothing, redrawing workloads does.
     values = np.array([[0.0] * 4, [1.0] * 4])
     assert stratified_interval(values) == pytest.approx((0.5, 0.5, 0.5))
-    assert clustered_interval(values) == pytest.approx((0.5, 0.0, 1.0))
+    assert clustered_interval(values) == pytest.approx((0.5, 0.5 - math.sqrt(0.5), 0.5 + math.sqrt(0.5)))
     assert stratified_interval(np.array([[1.0], [3.0]])) == pytest.approx((2.0, 2.0, 2.0))
 
 
 def test_the_interval_of_two_seeds_is_known() -> None:
-    # One workload, values 0 and 1: the resampled mean is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4.
+    # One workload, values 0 and 1: the resampled mean is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4; and sqrt(2 / 1).
     values = np.array([[0.0, 1.0]])
-    assert stratified_interval(values) == pytest.approx((0.5, 0.0, 1.0))
+    assert stratified_interval(values) == pytest.approx((0.5, 0.5 - math.sqrt(0.5), 0.5 + math.sqrt(0.5)))
     assert stratified_interval(values, level=0.4) == pytest.approx((0.5, 0.5, 0.5))
 
 
@@ -75,27 +76,18 @@ def test_an_interval_of_nothing_is_refused(interval: object, values: np.ndarray)
         interval(values)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(("statistic", "least"), [(mean, 0.90), (iqm, 0.88)])
-def test_the_stratified_interval_covers_the_truth(statistic: object, least: float) -> None:
-    """Workloads far apart, seeds noisy: only the noise of the seeds is uncertain."""
+@pytest.mark.parametrize("statistic", [mean, iqm])
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_the_stratified_interval_covers_the_truth(statistic: Statistic, seeds: int) -> None:
+    """Called 95 %, it covers 93 to 95 % with five seeds; without the widening, 90 to 91 %."""
     rng = np.random.default_rng(1)
     # Symmetric about 0.4 within and between workloads, so that mean and IQM are both 0.4 in truth.
     truths = 0.4 + np.linspace(-1.0, 1.0, 8)[:, None] * (0.0 if statistic is iqm else 1.0)
     covered = 0
-    for _ in range(200):
-        interval = stratified_interval(truths + rng.normal(0, 0.3, (8, 10)), statistic, draws=400)  # type: ignore[arg-type]
+    for _ in range(250):
+        interval = stratified_interval(truths + rng.normal(0, 0.3, (8, seeds)), statistic, draws=400)
         covered += interval.low <= 0.4 <= interval.high
-    assert least <= covered / 200 <= 0.985
-
-
-def test_the_interval_of_few_seeds_is_too_narrow_by_a_known_amount() -> None:
-    """The bootstrap divides by n, not by n - 1: five seeds give sqrt(4 / 5) of the width, so 92 % for 95 %."""
-    rng = np.random.default_rng(2)
-    covered = 0
-    for _ in range(300):
-        interval = stratified_interval(rng.normal(0, 1, (8, 5)), draws=400)
-        covered += interval.low <= 0 <= interval.high
-    assert 0.86 <= covered / 300 <= 0.96
+    assert 0.91 <= covered / 250 <= 0.975
 
 
 def test_the_clustered_interval_covers_the_mean_of_all_workloads() -> None:
