@@ -120,7 +120,8 @@ def stratified_interval(
         vectorized=True,
         rng=np.random.default_rng(0),
     )
-    return _widened(estimate, *result.confidence_interval, values.shape[1])
+    low, high = result.confidence_interval
+    return _widened(estimate, low, high, values.shape[1])
 
 
 def clustered_interval(

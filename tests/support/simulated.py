@@ -62,7 +62,7 @@ def simulated(seeds: int = 5, rates: int = 5, seed: int = 0, problems: int = 4) 
                 curve = _curve(rng, steps, floor, loss, middle, name)
                 rows.append(_row(base, name, "schedule", "report", s, loss, peak=middle, budget=rates, curve=curve))
         for name, (group, quality) in OTHERS.items():
-            quality *= {"learned": [0.85, 1.3, 1.0, 0.9][number]}.get(name, 1.0)
+            quality *= {"learned": [0.85, 1.3, 1.0, 0.9][number % 4]}.get(name, 1.0)
             for s in reported:
                 loss = floor * quality * math.exp(noise[s] + rng.normal(0, 0.03))
                 loss = math.inf if name == "hold" and s == 1001 else loss
