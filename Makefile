@@ -19,7 +19,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/.use ## Train, export, apply and compare a small controller (minutes, 2 cores)
@@ -81,12 +81,24 @@ golden: $(VENV)/.dev ## Write the files of this version in tests/golden anew: on
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/support/golden.py
 
 .PHONY: mutants
-mutants: $(VENV)/.dev ## Count the changes of the core that its tests notice (ARGS="--every 4")
+mutants: $(VENV)/.dev ## Count the changes of the core that its tests notice (ARGS="--count 5")
 	@$(BIN)/python tests/support/mutants.py $(ARGS)
 
 .PHONY: branches
 branches: $(VENV)/.dev ## Branch coverage of the core by its own tests
 	@$(BIN)/python tests/support/branches.py $(ARGS)
+
+.PHONY: orders
+orders: $(VENV)/.dev ## The tests in random orders (ARGS="--orders 3 tests/rlrate")
+	@$(BIN)/python tests/support/shuffle.py $(ARGS)
+
+.PHONY: public
+public: $(VENV)/.dev ## The runtime's tests against the wheel, outside of the repository
+	@$(BIN)/python tests/support/away.py wheel
+
+.PHONY: dependencies
+dependencies: $(VENV)/.dev ## The same with the lowest and the highest dependencies, in fresh environments (downloads)
+	@$(BIN)/python tests/support/away.py dependencies
 
 .PHONY: bench
 bench: $(VENV)/.use ## Measure the speed of the environment
