@@ -139,7 +139,7 @@ def number(value: float) -> str:
 
 
 def _linear_ticks(low: float, high: float) -> Ticks:
-    raw = (high - low) / 5
+    raw = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * unit for unit in (1, 2, 5, 10) if power * unit >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
@@ -151,7 +151,7 @@ def _log_ticks(low: float, high: float) -> Ticks:
     decades = math.log10(high / low)
     if decades < 0.35:
         return tuple(tick for tick in _linear_ticks(low, high) if tick[0] > 0)
-    units = (1, 2, 5) if decades < 2.2 else (1,)
+    units = (1, 2, 5) if decades < 2.6 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     every = max(1, math.ceil(decades / 6))
     kept = [power for power in powers if power % every == 0]

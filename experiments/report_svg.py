@@ -15,7 +15,7 @@ from rlrate.experiments.statistics import Array
 #: Width of a chart in its own units: about that of a phone, so that its text need not shrink there.
 WIDTH = 420
 _HEIGHT, _ROW, _TOP, _BOTTOM, _RIGHT = 236, 24, 8, 40, 14
-_CHARACTER = 6.4  # width of one, at 12 units
+_CHARACTER, _LETTER = 6.4, 6.9  # width of one at 12 units: on average, and where there must be room for all
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def scene(chart: Chart) -> dict[str, Any]:
     legend, rows = _legend(chart)
     top = _TOP + (18 * rows + 6 if rows else 0)
     if y is None:
-        left = min(max(len(span.label) for span in chart.spans) * 6.9 + 16, 0.53 * WIDTH)
+        left = min(max(len(span.label) for span in chart.spans) * _LETTER + 16, 0.53 * WIDTH)
         frame = Frame(left, top, WIDTH - left - _RIGHT, _ROW * len(chart.spans) + 6)
     else:
         left = max((len(label) for _, label in y.ticks), default=1) * _CHARACTER + 30
@@ -102,8 +102,10 @@ def _legend(chart: Chart) -> tuple[list[dict[str, Any]], int]:
 def _span(frame: Frame, x: Scale, index: int, span: Span) -> dict[str, Any]:
     value, low, high = span.interval
     at = frame.top + 3 + _ROW * (index + 0.5)
-    limit = int((frame.left - 12) / _CHARACTER)
-    label = span.label if len(span.label) <= limit else span.label[: limit - 1] + "…"
+    limit = int((frame.left - 12) / _LETTER)
+    # Of a name that is too long the middle goes: its end tells problems apart.
+    head, tail = limit // 2, limit - limit // 2 - 1
+    label = span.label if len(span.label) <= limit else f"{span.label[:head]}…{span.label[-tail:]}"
     tip = f"{span.label}: {number(value)} [{number(low)}, {number(high)}]" + (f". {span.note}" if span.note else "")
     ends = (_across(frame, x, low), _across(frame, x, value), _across(frame, x, high))
     return {"y": round(at, 1), "ends": ends, "label": label, "tip": tip, "role": span.role}

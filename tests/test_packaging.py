@@ -24,7 +24,7 @@ FOLDERS = {
     "agents": "rlrate/agents",
     "experiments": "rlrate/experiments",
 }
-DATA = {".safetensors", ".toml", ".typed"}
+DATA = {".j2", ".js", ".safetensors", ".toml", ".typed"}
 MODULE_LINES = 400
 
 
