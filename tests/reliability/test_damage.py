@@ -184,6 +184,8 @@ def test_any_header(make_controller: Make, tmp_path: Path, record_property: Call
             try:
                 for key in way[:-1]:
                     target = target[key]
+                if isinstance(target, dict) and way[-1] not in target:
+                    continue
                 if drop and isinstance(target, dict):
                     del target[way[-1]]
                 else:

@@ -32,7 +32,10 @@ TARGETS: dict[str, tuple[str, list[str]]] = {
     "rlrate.controller": ("rlrate/controller.py", ["rlrate/test_controller.py", "reliability/test_golden.py"]),
     "rlrate.scheduler": (
         "rlrate/scheduler.py",
-        [*("rlrate/test_scheduler*.py", "rlrate/test_counting.py", "rlrate/test_resume.py", "rlrate/test_faults.py")],
+        [
+            *("rlrate/test_scheduler*.py", "rlrate/test_counting.py", "rlrate/test_resume.py", "rlrate/test_faults.py"),
+            "rlrate/test_conformance.py",
+        ],
     ),
     "rlrate.experiments.statistics": (
         "experiments/statistics.py",

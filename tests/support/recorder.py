@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -19,4 +20,4 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput") and _found:
-        scoreboard.write("soak" if scoreboard.SOAK else "test", _found)
+        scoreboard.write(f"tests-{os.getpid()}", _found)

@@ -310,10 +310,12 @@ def _git(*arguments: str) -> str:
 
 def main() -> None:
     """Takes over the records and writes the page."""
-    records = [json.loads(path.read_text("utf-8")) for path in sorted(RECORDS.glob("*.json"))]
-    figures = take(load(), records)
+    paths = sorted(RECORDS.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    figures = take(load(), [json.loads(path.read_text("utf-8")) for path in paths])
     FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", "utf-8")
     PAGE.write_text(render(figures), "utf-8")
+    for path in paths:
+        path.unlink()
     states = {row.key: verdict(row, figures) for row in ROWS}
     for row in ROWS:
         print(f"{states[row.key]:6} {row.key:24} {figures.get(row.key, {}).get('cases', 0):>7,} of {row.cases:,}")
