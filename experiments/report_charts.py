@@ -134,7 +134,7 @@ def number(value: float) -> str:
         return "∞" if value > 0 else "-∞"
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace(".00e", "e")
-    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    text = f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
     return text
 
 

@@ -9,7 +9,16 @@ from typing import Any
 from rlrate.experiments import report_curves as curves
 from rlrate.experiments import report_figures as figures
 from rlrate.experiments.report_charts import Chart, number
-from rlrate.experiments.report_tables import Table, broken_table, cells_table, methods_table, ratio, ratio_text, worth
+from rlrate.experiments.report_tables import (
+    Table,
+    broken_table,
+    cells_table,
+    methods_table,
+    oracle_table,
+    ratio,
+    ratio_text,
+    worth,
+)
 from rlrate.experiments.scoring import Scores
 from rlrate.experiments.scoring_cells import Cell
 from rlrate.experiments.statistics import CAP, Interval, sensitivity
@@ -200,6 +209,7 @@ def _sections(scores: Scores, oracle: Mapping[str, Any] | None, folder: str) -> 
             "Oracle",
             f"{_quadratic(oracle)} {_sentence(oracle.get('what', ''))}" if oracle else "",
             charts=some(*curves.oracle_charts(oracle)) if oracle else [],
+            tables=[oracle_table(oracle)] if oracle else [],
             command=f"python -m rlrate.experiments.oracle {folder}",
         ),
         Section(
@@ -219,12 +229,12 @@ def _quadratic(oracle: Mapping[str, Any]) -> str:
         "noise": "noise {}",
         "steps": "{} updates",
     }
-    parts = [form.format(format(oracle[name], "g")) for name, form in known.items() if name in oracle]
+    parts = [form.format(number(oracle[name])) for name, form in known.items() if name in oracle]
     return f"A noisy quadratic, whose best schedule can be computed ({', '.join(parts)})."
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return text and text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def _start_words(scores: Scores) -> str:
@@ -235,7 +245,8 @@ def _start_words(scores: Scores) -> str:
         sizes = {len(losses) for losses in problems.values()}
         if len(sizes) == 1:
             factor = sensitivity([list(losses.values()) for losses in problems.values()]).max()
-            told.append(f"{number(float(factor))} times with {method}")
+            least = "at least " if factor > 0.99 * CAP else ""
+            told.append(f"{least}{number(float(factor))} times as high with {method}")
     if not told:
         return "How much hangs on the learning rate that is given."
     return f"From the worst of the given starts rather than the best, the final loss is {', '.join(told)}."

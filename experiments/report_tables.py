@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rlrate.experiments.report_charts import number
 from rlrate.experiments.scoring import Scores
@@ -115,6 +116,17 @@ def broken_table(scores: Scores) -> Table:
             rows.append((scores.groups.get(method, ""), [Value(method, method), *told]))
     columns = [("method", ""), ("reported runs", ""), ("tuning grid", ""), ("given starts", "")]
     return Table("broken-table", columns, rows)
+
+
+def oracle_table(oracle: Mapping[str, Any]) -> Table:
+    """Final expected loss of each schedule on the noisy quadratic, and how many times the optimum it is."""
+    finals = {name: float(about["final"]) for name, about in oracle["schedules"].items()}
+    best = finals.get("optimal", min(finals.values()))
+    rows = [
+        (name, [Value(name, name), Value(number(final), final), Value(ratio(final / best), final / best)])
+        for name, final in sorted(finals.items(), key=lambda item: item[1])
+    ]
+    return Table("oracle-table", [("schedule", ""), ("final expected loss", ""), ("times the optimum", "")], rows)
 
 
 def worth(trials: float, size: int) -> str:

@@ -68,6 +68,7 @@ def test_every_part_is_there_with_its_command(written: Written) -> None:
     assert len([name for name in page.ids if name.startswith("figure-loss-")]) == 3
     text = written.page.read_text("utf-8")
     assert text.count('<code class="made">') >= page.tags.count("figure") > 15
+    assert "times the optimum" in page.text
     assert "python -m rlrate.experiments.oracle" in page.text and "rlrate compare --suite held-out" in page.text
 
 
@@ -155,8 +156,8 @@ def test_axes_cover_the_data_and_have_readable_ticks() -> None:
 
 
 def test_numbers_are_short() -> None:
-    given = [0.0, 1.0, 0.1234, 1234.5, 2.5e-7, 3e6, math.inf, math.nan]
-    assert [number(value) for value in given] == ["0", "1", "0.123", "1,234", "2.50e-7", "3e6", "∞", "n/a"]
+    given = [0.0, 1.0, 0.1234, 999.9, 1234.5, 2.5e-7, 3e6, math.inf, math.nan]
+    assert [number(value) for value in given] == ["0", "1", "0.123", "1,000", "1,234", "2.50e-7", "3e6", "∞", "n/a"]
 
 
 def test_lines_break_off_where_values_end() -> None:
