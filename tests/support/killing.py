@@ -227,7 +227,8 @@ def arm_store(point: str, number: int) -> None:
         if due("after fsync"):
             die()
 
-    store.open, os.fsync = opened, fsync  # type: ignore[attr-defined]
+    store.open = opened  # type: ignore[attr-defined]
+    os.fsync = fsync  # type: ignore[assignment]
 
 
 def same_rows(out: Path, whole: list[dict[str, Any]]) -> None:

@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -52,7 +53,7 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 }  # fmt: skip
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
 
-Site = tuple[str, Callable[[], None]]
+Site = tuple[str, Callable[[], object]]
 
 
 def sites(tree: ast.AST) -> Iterator[Site]:
@@ -60,39 +61,26 @@ def sites(tree: ast.AST) -> Iterator[Site]:
     for node in _code(tree):
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.BinOp | ast.AugAssign | ast.BoolOp) and type(node.op) in SWAPS:
-            yield f"{line}: {_name(node.op)}", lambda node=node: setattr(node, "op", SWAPS[type(node.op)]())
+            yield f"{line}: {_name(node.op)}", partial(setattr, node, "op", SWAPS[type(node.op)]())
         if isinstance(node, ast.Compare):
             for index, operator in enumerate(node.ops):
                 if type(operator) in SWAPS:
-
-                    def swap(node: ast.Compare = node, index: int = index) -> None:
-                        node.ops[index] = SWAPS[type(node.ops[index])]()  # type: ignore[call-overload]
-
-                    yield f"{line}: {_name(operator)}", swap
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
-            yield (
-                f"{line}: drop {_name(node.op)}",
-                lambda node=node: (
-                    setattr(node, "op", ast.UAdd())
-                    if isinstance(node.op, ast.USub)
-                    else setattr(node, "operand", ast.UnaryOp(ast.Not(), node.operand))
-                ),
-            )
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+                    swapped: Any = SWAPS[type(operator)]()
+                    yield f"{line}: {_name(operator)}", partial(node.ops.__setitem__, index, swapped)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            yield f"{line}: drop the sign", partial(setattr, node, "op", ast.UAdd())
+        if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
             value = not node.value if isinstance(node.value, bool) else node.value + 1
-            yield f"{line}: {node.value} -> {value}", lambda node=node, value=value: setattr(node, "value", value)
+            yield f"{line}: {node.value} -> {value}", partial(setattr, node, "value", value)
         if isinstance(node, ast.If | ast.While | ast.IfExp):
-            yield (
-                f"{line}: negate the condition",
-                lambda node=node: setattr(node, "test", ast.UnaryOp(ast.Not(), node.test)),
-            )
+            yield f"{line}: negate the condition", partial(setattr, node, "test", ast.UnaryOp(ast.Not(), node.test))
         if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            key = "attr" if isinstance(node.func, ast.Attribute) else "id"
+            name = getattr(node.func, key, "")
             if name in NAMES:
-                key = "attr" if isinstance(node.func, ast.Attribute) else "id"
-                yield f"{line}: {name}", lambda node=node, key=key, name=name: setattr(node.func, key, NAMES[name])
+                yield f"{line}: {name}", partial(setattr, node.func, key, NAMES[name])
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and not _warns(node.value):
-            yield f"{line}: drop a call", lambda node=node: setattr(node, "value", ast.Constant(None))
+            yield f"{line}: drop a call", partial(setattr, node, "value", ast.Constant(None))
 
 
 def _code(node: ast.AST) -> Iterator[ast.AST]:

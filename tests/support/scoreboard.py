@@ -14,18 +14,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Case = TypeVar("Case")
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "RELIABILITY.md"
 FIGURES = ROOT / "tests" / "reliability" / "figures.json"
 RECORDS = ROOT / "build" / "reliability"
-SOAK = os.environ.get("RLRATE_SOAK") == "1"
+#: How much of the soak to run: 0 in `make test`, 1 in `make soak`, or a share of it.
+SOAK = float(os.environ.get("RLRATE_SOAK") or 0)
 
 
 def cases(fast: int, soak: int) -> int:
     """How many cases to try: few in `make test`, many in `make soak`."""
-    return soak if SOAK else fast
+    return max(fast, round(SOAK * soak))
+
+
+def some(fast: list[Case], soak: list[Case]) -> list[Case]:
+    """The same for cases that are listed."""
+    return soak[:: max(1, round(1 / SOAK))] if SOAK else fast
 
 
 @dataclass(frozen=True)
