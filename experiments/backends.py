@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import time
 import traceback
@@ -196,7 +197,7 @@ def _serve(pipe: Connection, controller: Controller) -> None:
             try:
                 result = run_cell(cell, controller, news.tick)
             except (BrokenPipeError, ConnectionResetError):
-                return
+                os._exit(0)  # nobody is there any more; tidying up would only take time
             except RlrateError as error:
                 result = error
             except Exception:
