@@ -11,7 +11,7 @@ from rlrate.cli.terminal import note, say, say_json, waiting
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of rlrate compare --suite.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of rlrate compare.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The page.", show_default="report.html in DIR")
     ] = None,
