@@ -86,9 +86,9 @@ def test_an_anneal_takes_a_number_of_updates(steps: Any, make_loop: Any) -> None
 
 def test_each_group_has_its_bound(make_loop: Any) -> None:
     loop = make_loop(lr=(0.1, 0.01), groups=2)
-    scheduler = LearnedLR(loop.optimizer, 200, Controller.constant(1.0), max_lr=[1e-3, 5e-4])
+    scheduler = LearnedLR(loop.optimizer, 200, Controller.constant(1.0), max_lr=[1e-2, 5e-3])
     rates = np.array(loop.run(scheduler, 200))
-    assert rates[:, 0].max() == 1e-3 and rates[:, 1].max() == 5e-4
+    assert rates[:, 0].max() == 1e-2 and rates[:, 1].max() == 5e-3
     assert rates[3, 0] == pytest.approx(10 * rates[3, 1])
     with pytest.raises(SchedulerError, match="max_lr has 3 entries and the optimizer 2 parameter groups"):
         LearnedLR(loop.optimizer, 200, Controller.constant(), max_lr=[1.0, 1.0, 1.0])
