@@ -49,8 +49,9 @@ class LossTrend:
 
     def accumulate(self, sums: Sequence[float], noise: Sequence[float]) -> None:
         """Adds sums that were taken elsewhere, for one run: six, and two of the noise."""
-        self._sums[:, 0] += sums
-        self._noise[:, 0] += noise
+        with np.errstate(all="ignore"):  # losses near the largest float add up to infinity
+            self._sums[:, 0] += sums
+            self._noise[:, 0] += noise
 
     def summary(self) -> tuple[Array, Array, Array]:
         """Mean loss, noise within blocks and t statistic of the trend, each (N,) and NaN where there is none."""

@@ -73,3 +73,9 @@ def test_the_rate_is_sane(
 
     holds()
     record_property("cases", tried)
+
+
+def test_losses_that_add_up_to_infinity_pass_in_silence(make_controller: Callable[..., Controller]) -> None:
+    """Found by the property above: a block of losses near the largest float made NumPy warn."""
+    losses = [0.0] * 4 + [1e308, 1e308] + [0.0] * 4
+    run([(loss, [1.0, 1.0, 1.0], None) for loss in losses], torch.optim.SGD, None, make_controller())
