@@ -21,13 +21,22 @@ import comparing
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 TOTAL, CUT = 40, 17
+#: Said in full, so that another default changes nothing in old files.
+RULES = {"factor": 2.5, "multipliers": None, "start": 1e-3, "cap": 0.05, "cut": 0.5, "check": 5, "anneal": 0.3}
+SIGNALS = (
+    *("progress", "youth", "interval", "loss_known", "loss_initial", "loss_previous", "loss_fast", "loss_slow"),
+    *("loss_best", "loss_slope", "loss_noise", "gradient_initial", "gradient_dispersion", "gradient_cosine"),
+    *("momentum_cosine", "update_ratio", "layer_ratio", "rate_initial", "action_last", "action_mean", "cuts", "capped"),
+)
 RECIPE: dict[str, Any] = {
     "name": "golden",
     "iterations": 2,
     "runs": 2,
     "draws": 1,
     "environment": {"workload": "wine-mlp", "optimizer": "adam", "steps": 24},
-    "cadence": {"decisions": 6, "first": 4, "ramp": 2},
+    "cadence": {"decisions": 6, "first": 4, "ramp": 2, "probe": 3},
+    "rules": {name: value for name, value in RULES.items() if value is not None},
+    "signals": list(SIGNALS),
     "policy": {"net": [4]},
     "algorithm": {"n_epochs": 1, "batch_size": 10},
 }
@@ -41,9 +50,10 @@ def observations(size: int) -> np.ndarray[Any, Any]:
 def controller() -> Any:
     """A small policy that reacts to everything."""
     from rlrate import Controller
-    from rlrate.control import Cadence, ControlSpec
+    from rlrate.control import ControlSpec
 
-    spec = ControlSpec(cadence=Cadence(decisions=8, first=3, ramp=3, probe=2))
+    cadence = {"decisions": 8, "first": 3, "ramp": 3, "probe": 2}
+    spec = ControlSpec.from_dict({"signals": list(SIGNALS), "cadence": cadence, "action": RULES})
     layers = []
     for number, (a, b) in enumerate(pairwise([len(spec.signals), 5, 1])):
         values = torch.from_numpy(np.sin(np.arange((a + 1) * b) * 2.3 + number).astype(np.float32)) / 4
