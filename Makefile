@@ -69,7 +69,7 @@ RELIABILITY := tests/reliability tests/rlrate/test_conformance.py tests/rlrate/t
 
 .PHONY: soak
 soak: $(VENV)/.dev ## The long share of the reliability tests, then the scoreboard (half an hour, 2 cores)
-	@RLRATE_SOAK=1 PYTHONPATH=tests/support $(PYTEST) -q -n $(WORKERS) -p recorder $(RELIABILITY) $(ARGS)
+	@RLRATE_SOAK=$(or $(RLRATE_SOAK),1) PYTHONPATH=tests/support $(PYTEST) -q -n $(WORKERS) -p recorder $(RELIABILITY) $(ARGS)
 	@$(BIN)/python tests/support/scoreboard.py
 
 .PHONY: scoreboard
