@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 import mutants
-
 import scoreboard
 
 LEAST = 0.9

@@ -38,10 +38,6 @@ TARGETS: dict[str, tuple[str, list[str]]] = {
             "rlrate/test_conformance.py",
         ],
     ),
-    "rlrate.experiments.statistics": (
-        "experiments/statistics.py",
-        ["experiments/test_statistics.py", "experiments/test_scoring*.py"],
-    ),
     "rlrate.experiments.scoring": ("experiments/scoring.py", ["experiments/test_scoring*.py"]),
 }
 

@@ -71,9 +71,9 @@ ROWS = (
     Row(
         "contract",
         "LearnedLR behaves as torch's schedulers do",
-        "24 rules x 8 optimizers x 1 and 2 parameter groups: state, copies, order of calls, tensors as rates, memory",
+        "23 rules x 8 optimizers x 1 and 2 parameter groups: state, copies, order of calls, tensors as rates, memory",
         ("tests/rlrate/test_conformance.py::*",),
-        380,
+        368,
         command="pytest tests/rlrate/test_conformance.py",
     ),
     Row(
@@ -130,7 +130,8 @@ ROWS = (
     Row(
         "kill",
         "A process that is killed at any moment loses nothing that it had written",
-        "SIGKILL at random moments of training and export, and at 6 points around every write; then resumed to the end",
+        "SIGKILL at random moments of training, export and comparison (two processes at once, too), and at 4 to 6 points "
+        "around every write; then resumed to the end",
         _own("kill"),
         190,
         target="all files readable, results as if undisturbed",
@@ -163,7 +164,7 @@ ROWS = (
     Row(
         "old-files",
         "Files of earlier versions go on working, those of later ones are named as such",
-        "controller, checkpoint and state of this version, kept in tests/golden; the same with a raised version",
+        "controller, checkpoint, results and scheduler state of this version, kept in tests/golden; the same with a raised version",
         _own("golden"),
         6,
         target="the same numbers (weights bit for bit, computed ones to 1e-6)",
@@ -171,7 +172,8 @@ ROWS = (
     Row(
         "mutants",
         "The tests of the core notice changes of the core",
-        "small changes of signals, controller and scheduler, one at a time",
+        "small changes of signals, controller, scheduler and scorer, one at a time. A first sample of 12 each, before the "
+        "last tests of the scheduler were added, fell short: 37 of 48 noticed, 77 % (11, 12, 6 and 8)",
         (),
         100,
         ("share noticed", "{:.0%}"),
@@ -182,7 +184,7 @@ ROWS = (
     Row(
         "branches",
         "The core's branches are run by its tests",
-        "branch coverage of signals, controller and scheduler",
+        "branch coverage of signals, controller, scheduler and scorer",
         (),
         1,
         ("lowest share", "{:.1%}"),
