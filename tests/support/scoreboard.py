@@ -130,7 +130,8 @@ ROWS = (
     Row(
         "kill",
         "A process that is killed at any moment loses nothing that it had written",
-        "SIGKILL at random moments of training, export and comparison (two processes at once, too), and at 4 to 6 points "
+        "SIGKILL at random moments of training, export and comparison (two processes at once, too), and at 4 "
+        "to 6 points "
         "around every write; then resumed to the end",
         _own("kill"),
         190,
@@ -164,7 +165,8 @@ ROWS = (
     Row(
         "old-files",
         "Files of earlier versions go on working, those of later ones are named as such",
-        "controller, checkpoint, results and scheduler state of this version, kept in tests/golden; the same with a raised version",
+        "controller, checkpoint, results and scheduler state of this version, kept in tests/golden; the same "
+        "with a raised version",
         _own("golden"),
         6,
         target="the same numbers (weights bit for bit, computed ones to 1e-6)",
@@ -172,7 +174,8 @@ ROWS = (
     Row(
         "mutants",
         "The tests of the core notice changes of the core",
-        "small changes of signals, controller, scheduler and scorer, one at a time. A first sample of 12 each, before the "
+        "small changes of signals, controller, scheduler and scorer, one at a time. A first sample of 12 "
+        "each, before the "
         "last tests of the scheduler were added, fell short: 37 of 48 noticed, 77 % (11, 12, 6 and 8)",
         (),
         100,
