@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rlrate.controller import Controller
 from rlrate.errors import ConfigError, unknown_name
 from rlrate.experiments.backends import BACKENDS, make_backend
-from rlrate.experiments.cells import Cell
+from rlrate.experiments.cells import Cell, versions
 from rlrate.experiments.plan import Plan
-from rlrate.experiments.store import Results, Store, load
+from rlrate.experiments.store import Results, Row, Store, load
 from rlrate.experiments.suite import Suite, load_suite
 
 __all__ = ["run_suite"]
@@ -27,6 +27,7 @@ def run_suite(
     controller: str | Controller = "default",
     workers: int = 1,
     backend: str = "local",
+    reuse: str | Path | None = None,
     command: str = "",
     progress: Report | None = None,
 ) -> Results:
@@ -39,6 +40,8 @@ def run_suite(
         workers: Processes; the results do not depend on it. With more than one, a script must guard its entry with
             ``if __name__ == "__main__"``.
         backend: "local", or "ray" for a Ray cluster.
+        reuse: Folder of another comparison, finished or not, from which runs of the same configuration are taken, such
+            as those of tuned schedules when only the controller is new. They must come from the same code.
         command: The command line, for the record.
         progress: Called with (runs done, runs in all, what is running).
 
@@ -60,7 +63,7 @@ def run_suite(
     plan = Plan(suite, controller)
     store = Store(out, plan.to_dict(command, name))
     meter = _Meter(plan, progress)
-    queue = _Queue(plan, store, meter)
+    queue = _Queue(plan, store, meter, {} if reuse is None else _finished(load(reuse)))
     if queue:
         crew = make_backend(backend, controller, meter.made, min(workers, plan.cells))
         try:
@@ -80,11 +83,24 @@ def run_suite(
     return load(out)
 
 
+def _finished(results: Results) -> dict[str, list[Row]]:
+    """Rows of every finished cell, in their order, where the libraries are still the same."""
+    cells: dict[str, list[Row]] = {}
+    for row in results.rows:
+        if dict(row.versions) == versions(row.method):
+            cells.setdefault(row.cell, []).append(row)
+    return {
+        key: sorted(rows, key=lambda row: row.cell_index)
+        for key, rows in cells.items()
+        if len(rows) == rows[0].cell_rows
+    }
+
+
 class _Queue:
     """The cells that can be run now, the costliest first, so that no long one is left over at the end."""
 
-    def __init__(self, plan: Plan, store: Store, meter: _Meter) -> None:
-        self._plan, self._store, self._meter = plan, store, meter
+    def __init__(self, plan: Plan, store: Store, meter: _Meter, earlier: Mapping[str, list[Row]]) -> None:
+        self._plan, self._store, self._meter, self._earlier = plan, store, meter, earlier
         self._heap: list[tuple[float, int, Cell]] = []
         self._count = 0
         self._reported: set[str] = set()
@@ -100,6 +116,8 @@ class _Queue:
         self._store.refresh()
         while self._heap:
             cell = heapq.heappop(self._heap)[2]
+            if cell.key not in self._store and cell.key in self._earlier:
+                self._store.append(cell.key, self._earlier[cell.key])
             if cell.key not in self._store:
                 return cell
             self._meter.made(cell, cell.updates)

@@ -66,6 +66,13 @@ def compare(
     backend: Annotated[
         str, typer.Option(help='Where the runs are made: local, or ray for a Ray cluster ("rlrate[ray]").')
     ] = "local",
+    reuse: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --suite: folder of an earlier comparison, whose runs count where nothing about them is new: "
+            "those of all rivals, when only the controller is new.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what results.json or suite.json holds.")] = False,
 ) -> None:
     """Compare a controller, which is given no learning rate, with hand-tuned schedules.
@@ -91,8 +98,10 @@ def compare(
         for name, value in given.items():
             if value:
                 raise ConfigError(f"{name} and --suite exclude each other: the suite says what is compared")
-        _run_suite(suite, out or Path("runs") / Path(suite).stem, settings, as_json)
+        _run_suite(suite, out or Path("runs") / Path(suite).stem, {**settings, "reuse": reuse}, as_json)
         return
+    if reuse is not None:
+        raise ConfigError("--reuse needs --suite")
     out = out or Path("runs/comparison")
     with Steps("comparing") as progress, _kept(out):
         comparison = experiments.compare(

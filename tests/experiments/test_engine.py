@@ -6,7 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +216,14 @@ def test_a_cell_that_fails_ends_the_comparison_and_keeps_the_rest(tmp_path: Path
         run_suite(suite, tmp_path / "b", controller=CONTROLLER, workers=0)
     with pytest.raises(RlrateError, match="unknown backend 'rey'"):
         run_suite(suite, tmp_path / "b", controller=CONTROLLER, backend="rey")
+
+
+def test_runs_of_an_earlier_comparison_count_where_nothing_has_changed(tmp_path: Path) -> None:
+    suite = replace(TINY, problems=TINY.problems[:1], entrants=("learned", "adam"))
+    earlier = run_suite(suite, tmp_path / "earlier", controller=CONTROLLER)
+    other = Controller.constant(0.1)
+    mixed = run_suite(suite, tmp_path / "mixed", controller=other, reuse=tmp_path / "earlier")
+    assert table(mixed) == table(run_suite(suite, tmp_path / "fresh", controller=other))
+    known = {row.key: row.seconds for row in earlier.rows}
+    for row in mixed.rows:  # the time it took tells which run it is
+        assert (known.get(row.key) == row.seconds) == (row.method != "learned")
