@@ -302,6 +302,7 @@ class _Chunk:
                     own.add_(self.leaves[index].detach(), alpha=decay)
         for index, displacement in self._large:
             if not self._unused[index]:
+                assert displacement.grad is not None
                 # Not in place: autograd may have given two parameters one gradient.
                 displacement.grad = torch.add(displacement.grad, self.leaves[index].detach().flatten(1), alpha=decay)
 
