@@ -93,7 +93,7 @@ def export(run: str | Path, path: str | Path | None = None, *, trust: bool = Fal
 
 
 def _from_zip(path: Path, trust: bool) -> Controller:
-    from rlrate.agents.train import recorded_recipe
+    from rlrate.agents.record import recorded_recipe
     from rlrate.agents.unpickling import load_zip
 
     if not path.is_file():

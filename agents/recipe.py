@@ -159,8 +159,8 @@ class Recipe:
         """Decisions of a run."""
         return self.spec.cadence.decisions - 1
 
-    def make_env(self, workers: int = 1) -> TrainingVectorEnv:
-        """The batched environment, its draws spread over ``workers`` processes.
+    def make_env(self, workers: int = 1, backend: str = "local") -> TrainingVectorEnv:
+        """The batched environment, its draws spread over ``workers`` processes of a backend.
 
         Raises:
             ConfigError: when a budget is too small for the full number of decisions.
@@ -169,7 +169,7 @@ class Recipe:
             key: tuple(value) if key in ("steps", "start") and isinstance(value, list) else value
             for key, value in self.environment.items()
         }
-        env = TrainingVectorEnv(self.runs, self.draws, workers=workers, spec=self.spec, **settings)
+        env = TrainingVectorEnv(self.runs, self.draws, workers=workers, backend=backend, spec=self.spec, **settings)
         steps = env.config.steps
         shortest = steps if isinstance(steps, int) else steps[0]
         needed = self.spec.cadence.decisions * self.spec.cadence.first

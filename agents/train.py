@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import numpy as np
-import stable_baselines3
 import torch
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -19,11 +14,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, configure
 from torch import nn
 
-import rlrate
 from rlrate.agents.checkpoint import has_checkpoint, read_checkpoint, restore_state, write_checkpoint
 from rlrate.agents.export import begin_with, controller_from
 from rlrate.agents.metrics import RolloutMetrics, write_csv
-from rlrate.agents.recipe import ON_POLICY, Recipe, digest_of
+from rlrate.agents.recipe import ON_POLICY, Recipe
+from rlrate.agents.record import config, provenance, recorded_recipe
 from rlrate.agents.vecenv import PopulationVecEnv
 from rlrate.controller import Controller
 from rlrate.envs.env import to_unit
@@ -49,14 +44,15 @@ def train(
     *,
     resume: bool = False,
     workers: int = 1,
+    backend: str = "local",
     progress: Progress | None = None,
 ) -> Path:
     """Trains a controller and writes it to ``out``.
 
     The folder receives ``controller.safetensors``, ``ppo.zip`` (named after the algorithm), ``progress.csv``,
-    ``config.json`` (recipe and versions), ``checkpoint.pt`` and, with TensorBoard installed, ``tensorboard/``. The same
-    recipe on the same machine gives the same controller. A checkpoint is written after every rollout, so an
-    interrupted training loses at most one.
+    ``config.json`` (recipe, specification and versions), ``checkpoint.pt`` and, with TensorBoard installed,
+    ``tensorboard/``. The same recipe on the same machine gives the same controller. A checkpoint is written after every
+    rollout, so an interrupted training loses at most one.
 
     Args:
         recipe: A :class:`Recipe`, a bundled name, or a TOML file.
@@ -65,13 +61,15 @@ def train(
             for ppo and a2c.
         workers: Processes that train the networks; the controller does not depend on their number. With more than one,
             a script must guard its entry with ``if __name__ == "__main__"``.
+        backend: "local" for processes of this machine, or "ray" for a Ray cluster: the one that the environment
+            variable RAY_ADDRESS names, else one started on this machine. The controller does not depend on it.
         progress: Called after each rollout with (rollouts done, rollouts in all, figures).
 
     Returns:
         Path of the controller file.
 
     Raises:
-        ConfigError: for an unusable recipe or folder, or when there is nothing to resume.
+        ConfigError: for an unusable recipe, folder or backend, or when there is nothing to resume.
         KeyboardInterrupt: passed on after the state was saved.
     """
     out = Path(out)
@@ -83,14 +81,15 @@ def train(
         raise ConfigError(f"{out} is not empty; choose another folder, or continue the training there with --resume")
     # A training that was stopped in its first rollout has no checkpoint yet, and begins again.
     state = read_checkpoint(out) if resume and has_checkpoint(out) else None
-    env = PopulationVecEnv(recipe.make_env(workers), recipe.seed, relative=recipe.relative_reward)
+    env = PopulationVecEnv(recipe.make_env(workers, backend), recipe.seed, relative=recipe.relative_reward)
     threads = torch.get_num_threads()
     # The networks are small: threads that wait for each other cost more than they give, above all on a busy machine.
     torch.set_num_threads(1)
     try:
         model = make_model(recipe, env)
-        if not resume:  # only now, so that a recipe that is refused leaves the folder free
-            write_atomically(out / "config.json", _config(recipe))
+        env.env.start()
+        if not resume:  # only now, so that a recipe or a cluster that is refused leaves the folder free
+            write_atomically(out / "config.json", config(recipe))
         return _learn(recipe, out, model, env, state, progress)
     finally:
         torch.set_num_threads(threads)
@@ -115,7 +114,7 @@ def _learn(
         model.learn(remaining, callback, reset_num_timesteps=state is None)
         callback.save()
     model.save(out / f"{recipe.algo}.zip")
-    return controller_from(model, recipe.spec, _provenance(recipe)).save(out / "controller.safetensors")
+    return controller_from(model, recipe.spec, provenance(recipe)).save(out / "controller.safetensors")
 
 
 def _refuse_off_policy(recipe: Recipe) -> None:
@@ -170,7 +169,7 @@ def restore(out: Path) -> tuple[BaseAlgorithm, Recipe, dict[str, Any]]:
     # No population is built before the environment is reset, which the policy alone does not need.
     model = make_model(recipe, PopulationVecEnv(recipe.make_env(), recipe.seed))
     model.policy.load_state_dict(state["policy"])
-    return model, recipe, _provenance(recipe)
+    return model, recipe, provenance(recipe)
 
 
 class LinearToZero:
@@ -240,45 +239,6 @@ class _Recorder(BaseCallback):
     def save(self) -> None:
         """Writes the checkpoint."""
         write_checkpoint(self.out, self.model, self._env, self.rows, self.recipe.digest)
-
-
-def _config(recipe: Recipe) -> bytes:
-    record = {"recipe": recipe.to_dict(), "digest": recipe.digest, "versions": versions()}
-    return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
-
-
-def recorded_recipe(out: Path) -> Recipe:
-    """The recipe of a training folder.
-
-    Raises:
-        ConfigError: when its config.json is missing or damaged.
-    """
-    try:
-        record = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        if digest_of(record["recipe"]) != record["digest"]:
-            raise ValueError("its recipe does not match its checksum")
-        return Recipe.from_dict(record["recipe"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"nothing to resume or export in {out}: its config.json is missing or damaged ({error}). "
-            "Was it written by `rlrate train --out`?"
-        ) from None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what determines a training."""
-    return {
-        "rlrate": rlrate.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "gymnasium": gymnasium.__version__,
-        "stable_baselines3": stable_baselines3.__version__,
-    }
-
-
-def _provenance(recipe: Recipe) -> dict[str, Any]:
-    return {"recipe": recipe.to_dict(), "digest": recipe.digest, "versions": versions()}
 
 
 def _logger(out: Path) -> Logger:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rlrate.control import LIMIT, Action, ControlSpec
 from rlrate.envs.training import TrainingConfig, TrainingRuns
-from rlrate.envs.workers import DrawState, Host, check_portable, facts, make_hosts
+from rlrate.envs.workers import HOSTS, DrawState, Host, check_backend, check_portable, facts
 from rlrate.errors import ConfigError
 
 Array = NDArray[np.float64]
@@ -169,6 +169,7 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         draws: Number of populations; must divide ``num_envs``.
         action: "continuous" or "discrete".
         workers: Processes over which the draws are spread; 1 trains them in this one. The runs do not depend on it.
+        backend: "local" for processes of this machine, "ray" for actors on a Ray cluster, for one worker too.
         settings: Attributes of :class:`TrainingConfig`.
     """
 
@@ -178,7 +179,13 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
     }
 
     def __init__(
-        self, num_envs: int = 64, draws: int = 1, action: Kind | None = None, workers: int = 1, **settings: Any
+        self,
+        num_envs: int = 64,
+        draws: int = 1,
+        action: Kind | None = None,
+        workers: int = 1,
+        backend: str = "local",
+        **settings: Any,
     ) -> None:
         self.config = make_config(action, **settings)
         if num_envs < 1 or draws < 1 or num_envs % draws:
@@ -188,8 +195,10 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         self.num_envs = num_envs
         self.draws = draws
         self.workers = min(workers, draws)
-        if self.workers > 1:
-            check_portable(self.config)
+        self.backend = backend
+        check_backend(backend)
+        if self.workers > 1 or backend != "local":
+            check_portable(self.config, backend)
         self.single_observation_space = observation_space(self.config.spec)
         self.single_action_space = action_space(self.config.spec.action)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -202,6 +211,15 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
     def per_draw(self) -> int:
         """Runs of one draw."""
         return self.num_envs // self.draws
+
+    def start(self) -> None:
+        """Starts the workers, which :meth:`reset` does otherwise; tells early that a cluster is not there.
+
+        Raises:
+            ConfigError: when the backend cannot provide them.
+        """
+        if not self._hosts:
+            self._hosts = HOSTS[self.backend](self.config, self.per_draw, self.workers)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -222,8 +240,7 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         self.seeds.reseed(seed, self.np_random)
         if options and "episode" in options:
             self.seeds.episode = int(options["episode"])
-        if not self._hosts:
-            self._hosts = make_hosts(self.config, self.per_draw, self.workers)
+        self.start()
         states = self._begin(range(self.draws))
         self.states = [states[index] for index in range(self.draws)]
         return self._observations(), self._infos(self.states)

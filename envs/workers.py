@@ -1,12 +1,13 @@
-"""The populations of a batched environment, in this process or spread over several."""
+"""The populations of a batched environment, in this process or spread over several, here or on a Ray cluster."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import multiprocessing
 import pickle
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlrate.envs.training import TrainingConfig, TrainingRuns
-from rlrate.errors import ConfigError, RlrateError
+from rlrate.errors import ConfigError, RlrateError, unknown_name
 
 Array = NDArray[np.float64]
 Seed = tuple[int, ...]
@@ -81,6 +82,15 @@ class Draws:
             index: self._state(self._populations[index], *self._populations[index].step(u))
             for index, u in actions.items()
         }
+
+    def rebuild(self, history: Mapping[int, tuple[Seed, Sequence[Array]]]) -> dict[int, DrawState]:
+        """Trains draws again that were lost, by index: seeds, and the actions since they began."""
+        states: dict[int, DrawState] = {}
+        for index, (seed, actions) in history.items():
+            states |= self.begin({index: seed})
+            for u in actions:
+                states |= self.step({index: u})
+        return states
 
     @staticmethod
     def _state(runs: TrainingRuns, observation: NDArray[np.float32], reward: Array) -> DrawState:
@@ -171,26 +181,50 @@ class ProcessHost:
             self._process.join()
 
 
-def check_portable(config: TrainingConfig) -> None:
+def check_backend(name: str) -> None:
+    """Checks that there is such a backend, and that it is installed.
+
+    Raises:
+        ConfigError: when it is not.
+    """
+    if name not in HOSTS:
+        raise ConfigError(unknown_name("backend", name, HOSTS))
+    if name == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError('the Ray backend needs ray, which is not installed: pip install "rlrate[ray]"')
+
+
+def check_portable(config: TrainingConfig, backend: str = "local") -> None:
     """Checks that worker processes can be told what to train.
 
     Raises:
         ConfigError: when a workload cannot be pickled.
     """
+    mend = "workers=1" if backend == "local" else "the local backend with workers=1"
     try:
         pickle.dumps(config)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"the workload cannot be sent to other processes ({error}); name it "
-            "'path/to/file.py:function', or use workers=1"
+            f"'path/to/file.py:function', or use {mend}"
         ) from None
 
 
-def make_hosts(config: TrainingConfig, runs: int, workers: int) -> Sequence[Host]:
-    """``workers`` hosts: this process for one, else a process each."""
+def _local(config: TrainingConfig, runs: int, workers: int) -> Sequence[Host]:
+    """This process for one, else a process each."""
     if workers == 1:
         return [LocalHost(config, runs)]
     return [ProcessHost(config, runs) for _ in range(workers)]
+
+
+def _ray(config: TrainingConfig, runs: int, workers: int) -> Sequence[Host]:
+    """An actor each."""
+    from rlrate.envs.cluster import make_ray_hosts
+
+    return make_ray_hosts(config, runs, workers)
+
+
+#: Makes the hosts of a backend from what is trained, the runs of a draw, and the number of hosts.
+HOSTS: dict[str, Callable[[TrainingConfig, int, int], Sequence[Host]]] = {"local": _local, "ray": _ray}
 
 
 def _serve(pipe: Connection, config: TrainingConfig, runs: int) -> None:

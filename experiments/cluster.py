@@ -1,15 +1,9 @@
-"""Cells on a Ray cluster: actors that are replaced when they die, and their cells computed again.
-
-An extra: ``pip install "rlrate[ray]"``. Where no cluster is given (``RAY_ADDRESS``, or `ray.init` called before), one
-is started on this machine. The machines of a cluster need rlrate installed.
-"""
+"""Cells on a Ray cluster: actors that are replaced when they die, and their cells computed again."""
 
 from __future__ import annotations
 
-import logging
 import os
 import traceback
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +12,7 @@ import torch
 from ray.exceptions import RayActorError
 
 from rlrate.controller import Controller
+from rlrate.envs.cluster import join, leave
 from rlrate.errors import RlrateError
 from rlrate.experiments.backends import Attempts, Finished, Progress
 from rlrate.experiments.cells import Cell, run_cell
@@ -67,9 +62,7 @@ class RayWorkers:
         self._progress = progress
         self._attempts = Attempts()
         self._again: list[Cell] = []
-        self._started = not ray.is_initialized()
-        if self._started:
-            _start(workers)
+        join(workers)
         self._controller = ray.put(controller)
         self._workers = [self._actor() for _ in range(workers)]
 
@@ -119,15 +112,4 @@ class RayWorkers:
         """Kills the actors, and the cluster if it was started here."""
         for worker in self._workers:
             ray.kill(worker.actor)
-        if self._started:
-            ray.shutdown()
-
-
-def _start(workers: int) -> None:
-    """Joins the cluster that the environment names, or starts one on this machine."""
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not os.environ.get("RAY_ADDRESS"):
-        settings |= {"num_cpus": workers, "include_dashboard": False}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own, about settings to come
-        ray.init(**settings)
+        leave()

@@ -56,6 +56,9 @@ def train(
         int | None,
         typer.Option(help="Processes that train the networks; the result does not depend on it.", show_default="cores"),
     ] = None,
+    backend: Annotated[
+        str, typer.Option(help='Where the networks are trained: local, or ray for a Ray cluster ("rlrate[ray]").')
+    ] = "local",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a controller by reinforcement learning, and export it.
@@ -87,9 +90,8 @@ def train(
             progress.line(done, total, _figures(figures))
 
         try:
-            controller = agents.train(
-                chosen, out, resume=resume, workers=workers or os.cpu_count() or 1, progress=report
-            )
+            count = workers or os.cpu_count() or 1
+            controller = agents.train(chosen, out, resume=resume, workers=count, backend=backend, progress=report)
         except KeyboardInterrupt:
             _say_how_to_resume(out, chosen.algo)
             raise typer.Exit(_INTERRUPTED) from None
@@ -238,6 +240,9 @@ def _say_how_to_resume(out: Path, algo: str) -> None:
 
     if algo not in ON_POLICY:
         note(f"stopped; a training with {algo} cannot be resumed (with {' and '.join(ON_POLICY)} it can)")
+        return
+    if not (out / "config.json").exists():
+        note("stopped before the first rollout")
         return
     folder = shlex.quote(str(out))
     try:

@@ -104,6 +104,25 @@ def test_export_reads_a_training_folder(trained: Path, tmp_path: Path) -> None:
     assert Controller.load(path).identity == Controller.load(trained / "controller.safetensors").identity
 
 
+def test_a_folder_whose_recipe_meant_something_else_is_refused(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    file = tmp_path / "run/config.json"
+    record = json.loads(file.read_text())
+    assert record["specification"] == Controller.load(trained / "controller.safetensors").spec.to_dict()
+    changed = {**record["specification"], "cadence": {**record["specification"]["cadence"], "ramp": 2}}
+    file.write_text(json.dumps({**record, "specification": changed}))
+    message = r"\(cadence\.ramp was 2 and is 3\); go on with the version of rlrate that began it \(\d"
+    with pytest.raises(ConfigError, match=message):
+        train("demo", tmp_path / "run", resume=True)
+    for source in ("run", "run/ppo.zip"):
+        with pytest.raises(ConfigError, match=message):
+            export(tmp_path / source, tmp_path / "c.safetensors", trust=True)
+    del record["specification"]  # as folders of the first days
+    file.write_text(json.dumps(record))
+    path = export(tmp_path / "run", tmp_path / "c.safetensors")
+    assert Controller.load(path).identity == Controller.load(trained / "controller.safetensors").identity
+
+
 def test_it_learns(tiny: dict[str, Any], tmp_path: Path) -> None:
     """A real check of the whole chain: the log improvement must rise well above that of an untrained policy."""
     recipe = Recipe.from_dict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlrate.envs import TrainingConfig, TrainingVectorEnv, env, make_workload
-from rlrate.envs.workers import Draws, LocalHost, ProcessHost
+from rlrate.envs import TrainingConfig, TrainingVectorEnv, make_workload
+from rlrate.envs.workers import HOSTS, Draws, LocalHost, ProcessHost
 from rlrate.errors import ConfigError, RlrateError, WorkloadError
 
 CONFIG = TrainingConfig(workload="wine-mlp", optimizer="adam", steps=20)
@@ -56,6 +57,22 @@ def test_a_process_answers_as_this_one_does_until_it_dies(host: ProcessHost) -> 
         host.answer()
 
 
+def test_draws_that_were_lost_are_trained_again_to_the_same_decision() -> None:
+    seeds, actions = {3: (1, 0, 3), 5: (1, 0, 5)}, np.random.default_rng(0).uniform(-1, 1, (2, 3, 2))
+    first, second = Draws(CONFIG, 2), Draws(CONFIG, 2)
+    first.begin(seeds)
+    for u in actions[0]:
+        last = first.step({3: u})
+    last |= first.step({5: actions[1, 0]})
+    again = second.rebuild({3: (seeds[3], list(actions[0])), 5: (seeds[5], [actions[1, 0]])})
+    following = [draws.step({3: np.zeros(2), 5: np.ones(2)}) for draws in (first, second)]
+    for ours, theirs in ((last, again), following):
+        for index in seeds:
+            np.testing.assert_array_equal(theirs[index].observation, ours[index].observation)
+            np.testing.assert_array_equal(theirs[index].reward, ours[index].reward)
+            np.testing.assert_array_equal(theirs[index].facts["lr"], ours[index].facts["lr"])
+
+
 def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -76,8 +93,19 @@ def test_a_workload_that_cannot_be_sent_is_refused_at_once() -> None:
         TrainingVectorEnv(4, draws=2, workers=2, workload=lambda: workload)
     TrainingVectorEnv(4, draws=2, workers=1, workload=lambda: workload)
     TrainingVectorEnv(4, draws=1, workers=2, workload=lambda: workload)  # one draw needs no other process
+    if importlib.util.find_spec("ray"):
+        with pytest.raises(ConfigError, match=r"cannot be sent .* or use the local backend with workers=1"):
+            TrainingVectorEnv(4, workers=1, backend="ray", workload=lambda: workload)
     with pytest.raises(ConfigError, match="workers must be at least 1, got 0"):
         TrainingVectorEnv(4, workers=0)
+
+
+def test_a_backend_is_known_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="unknown backend 'rey': did you mean 'ray'"):
+        TrainingVectorEnv(4, backend="rey")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r'needs ray, which is not installed: pip install "rlrate\[ray\]"'):
+        TrainingVectorEnv(4, backend="ray")
 
 
 def test_after_a_failure_the_runs_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +126,7 @@ def test_after_a_failure_the_runs_begin_anew(monkeypatch: pytest.MonkeyPatch) ->
         made.extend(Failing(config, runs) for _ in range(workers))
         return made[-workers:]
 
-    monkeypatch.setattr(env, "make_hosts", make_hosts)
+    monkeypatch.setitem(HOSTS, "local", make_hosts)
     batch = TrainingVectorEnv(4, draws=2, workers=2, workload="wine-mlp", optimizer="adam", steps=20)
     with pytest.raises(WorkloadError, match="out of data"):
         batch.reset(seed=0)
