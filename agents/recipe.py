@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlrate.agents.imitation import Imitation
 from rlrate.control import Action, Cadence, ControlSpec
 from rlrate.controller import Controller
 from rlrate.envs import TrainingVectorEnv
@@ -44,6 +45,8 @@ class Recipe:
         anneal_learning_rate: Whether the policy's own learning rate goes linearly to zero.
         initial: Controller whose policy the training begins with, a bundled name or a file; empty for a fresh one.
             Its specification and its network are then those of the training.
+        imitation: Settings of :class:`rlrate.agents.imitation.Imitation`, with which the policy begins by imitating the
+            best open-loop schedules; empty for none.
     """
 
     name: str = "custom"
@@ -62,6 +65,7 @@ class Recipe:
     relative_reward: bool = False
     anneal_learning_rate: bool = True
     initial: str = ""
+    imitation: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.algo not in ALGORITHMS:
@@ -76,6 +80,8 @@ class Recipe:
                 raise ConfigError(f"{name} must be a positive integer, got {value!r}")
         if self.initial:
             self._check_initial()
+        if self.imitation:
+            self._check_imitation()
         if self.relative_reward and self.runs <= self.draws:
             raise ConfigError(
                 f"relative_reward pays a run by how it does among the runs of its draw, but {self.runs} runs in "
@@ -92,6 +98,17 @@ class Recipe:
                 f"a training that begins with a controller takes {', '.join(given)} from it; "
                 "leave that out of the recipe"
             )
+
+    def _check_imitation(self) -> None:
+        if self.initial or self.algo not in ON_POLICY or self.action != "continuous":
+            raise ConfigError(
+                f"imitation begins a training by {' or '.join(ON_POLICY)} with continuous actions, and not one that "
+                "begins with a controller; leave out imitation, or what does not go with it"
+            )
+        try:
+            Imitation(**self.imitation)
+        except TypeError as error:
+            raise ConfigError(f"imitation: {error}") from None
 
     @classmethod
     def load(cls, source: str | Path) -> Recipe:

@@ -16,6 +16,7 @@ from torch import nn
 
 from rlrate.agents.checkpoint import has_checkpoint, read_checkpoint, restore_state, write_checkpoint
 from rlrate.agents.export import begin_with, controller_from
+from rlrate.agents.imitation import Imitation, imitate
 from rlrate.agents.metrics import RolloutMetrics, write_csv
 from rlrate.agents.recipe import ON_POLICY, Recipe
 from rlrate.agents.record import config, provenance, recorded_recipe
@@ -63,7 +64,8 @@ def train(
             a script must guard its entry with ``if __name__ == "__main__"``.
         backend: "local" for processes of this machine, or "ray" for a Ray cluster: the one that the environment
             variable RAY_ADDRESS names, else one started on this machine. The controller does not depend on it.
-        progress: Called after each rollout with (rollouts done, rollouts in all, figures).
+        progress: Called after each rollout with (rollouts done, rollouts in all, figures), and before the first one at
+            each tenth of the imitation, whose share is then the only figure, "imitation".
 
     Returns:
         Path of the controller file.
@@ -90,10 +92,37 @@ def train(
         env.env.start()
         if not resume:  # only now, so that a recipe or a cluster that is refused leaves the folder free
             write_atomically(out / "config.json", config(recipe))
+        if recipe.imitation and state is None:
+            begin_with(model, _first_policy(recipe, out, workers, progress))
         return _learn(recipe, out, model, env, state, progress)
     finally:
         torch.set_num_threads(threads)
         env.close()
+
+
+def _first_policy(recipe: Recipe, out: Path, workers: int, progress: Progress | None) -> Controller:
+    """The policy of the recipe's imitation; kept, so that a resumed training need not repeat it."""
+    path = out / "imitation.safetensors"
+    if not path.exists():
+        policy = recipe.policy
+        tenths = 0
+
+        def report(done: int, total: int) -> None:
+            nonlocal tenths
+            if progress is not None and done * 10 // total > tenths:
+                tenths = done * 10 // total
+                progress(0, recipe.iterations, {"imitation": done / total})
+
+        imitate(
+            Imitation(**recipe.imitation),
+            recipe.make_env().config,
+            net=policy.get("net", [64, 64]),
+            activation=policy.get("activation", "tanh"),
+            seed=recipe.seed,
+            workers=workers,
+            progress=report,
+        ).save(path)
+    return Controller.load(path)
 
 
 def _learn(

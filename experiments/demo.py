@@ -76,7 +76,8 @@ def _train(recipe: Recipe, out: Path) -> Path:
         task = bar.add_task("training", total=recipe.iterations, note="")
 
         def report(done: int, _: int, row: dict[str, float]) -> None:
-            bar.update(task, completed=done, note=f"mean log improvement {row['return_mean']:.2f}")
+            note = f"mean log improvement {row['return_mean']:.2f}" if done else f"imitating {row['imitation']:.0%}"
+            bar.update(task, completed=done, note=note)
 
         return train(recipe, out / "training", workers=os.cpu_count() or 1, progress=report)
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rlrate.agents import run_controller
 from rlrate.controller import Controller
 from rlrate.envs import TrainingConfig, TrainingRuns
+from rlrate.envs.split import load_part
 from rlrate.envs.training import sample_draw
 from rlrate.experiments.compare import peak_grid
 from rlrate.experiments.runs import run_schedules
@@ -37,30 +38,23 @@ class RegretSet:
     """Draws on which controllers are judged; they share no seed with any training.
 
     Attributes:
-        families: Workload families to draw from.
+        families: Workload families to draw from: those of the training part, and no other.
         steps: Budgets, log-uniform.
         draws: Number of draws.
         runs: Networks for each.
         seed: Determines the draws.
     """
 
-    families: tuple[str, ...] = (
-        "mlp-classification",
-        "mlp-regression",
-        "logistic-regression",
-        "autoencoder",
-        "cnn",
-        "recurrent",
-    )
+    families: tuple[str, ...] = tuple(load_part("training").families)
     steps: tuple[int, int] = (200, 600)
-    draws: int = 24
+    draws: int = 32
     runs: int = 4
     seed: int = 777
 
     @property
     def config(self) -> TrainingConfig:
-        """Where the draws come from; every run starts at the same relative update size."""
-        return TrainingConfig(workload=list(self.families), steps=self.steps, start=1e-4)
+        """Where the draws come from."""
+        return TrainingConfig(workload=list(self.families), steps=self.steps)
 
 
 def references(judged: RegretSet) -> NDArray[np.float64]:
@@ -83,7 +77,11 @@ def references(judged: RegretSet) -> NDArray[np.float64]:
 
 def regrets(controller: Controller, judged: RegretSet, reference: NDArray[np.float64]) -> NDArray[np.float64]:
     """log(loss / reference) of ``controller`` for each draw, shape (draws,)."""
+    # Every run starts as users' runs do.
+    start = controller.spec.action.start
     config = replace(judged.config, spec=controller.spec)
+    if start is not None:
+        config = replace(config, start=start)
     values = []
     for index in range(judged.draws):
         runs = TrainingRuns.sample(config, (judged.seed, 0, index), range(judged.runs))

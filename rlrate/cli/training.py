@@ -86,7 +86,8 @@ def train(
     with Steps("rollout") as progress:
 
         def report(done: int, total: int, figures: dict[str, float]) -> None:
-            last.update(figures)
+            if done:
+                last.update(figures)
             progress.line(done, total, _figures(figures))
 
         try:
@@ -183,7 +184,7 @@ def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
         data["algorithm"]["batch_size"] = max(2, round(share * changes["runs"]))
     if changes.get("initial"):
         # What the controller brings with it.
-        data |= {"cadence": {}, "rules": {}, "signals": []}
+        data |= {"cadence": {}, "rules": {}, "signals": [], "imitation": {}}
         data["policy"] = {name: value for name, value in data["policy"].items() if name not in ("net", "activation")}
     environment = data["environment"] | changes.get("environment", {})
     changed = Recipe.from_dict(data | changes | {"environment": environment})
@@ -229,6 +230,8 @@ def _resumed(out: Path, name: str | None, changes: dict[str, Any]) -> Recipe:
 
 
 def _figures(figures: dict[str, float]) -> str:
+    if "imitation" in figures:
+        return f"imitating schedules, {figures['imitation']:.0%}"
     text = f"return {figures['return_mean']:+.3f}"
     diverged = int(figures.get("diverged", 0))
     return text + (f"  {diverged} diverged" if diverged else "")
