@@ -290,6 +290,8 @@ class _Chunk:
 
     def displace(self) -> None:
         self._optimizer.step()
+        for _, displacement in self._large:
+            displacement.grad = None  # the next gradient then takes its place in memory, and in the cache
 
     def decay_gradients(self, decay: float) -> None:
         if self._packed and not any(self._unused):

@@ -25,7 +25,7 @@ def commands() -> list[str]:
 
 
 def test_the_commands_are_those_of_the_documentation() -> None:
-    assert commands() == ["train", "export", "inspect", "compare", "workloads", "bench"]
+    assert commands() == ["train", "export", "inspect", "compare", "report", "workloads", "bench"]
 
 
 @pytest.mark.parametrize("command", commands())
