@@ -18,7 +18,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from rlrate.control import ControlSpec
 from rlrate.control.control import WINDOW
 from rlrate.controller import Controller
 from rlrate.scheduler import LearnedLR
@@ -109,7 +108,7 @@ def time_ratio(model: Model) -> dict[str, Any]:
 
 def _kinds(budget: int) -> NDArray[np.int64]:
     """For each update of a run: 2 when a decision follows it, 1 when its gradient is sampled otherwise, 0 else."""
-    spec = ControlSpec()
+    spec = Controller.load("default").spec
     kinds = np.zeros(budget, np.int64)
     kinds[: spec.cadence.probe] = 1
     for end in spec.cadence.boundaries(budget):
@@ -177,8 +176,8 @@ def _loop(model: Model, learned: bool) -> _Loop:
 
 
 def _holding() -> Controller:
-    """Two hidden layers of 64 units, as PPO trains them, and an answer of 0."""
-    spec = ControlSpec()
+    """Two hidden layers of 64 units, as PPO trains them, an answer of 0, and the rules of the default controller."""
+    spec = Controller.load("default").spec
     sizes = [len(spec.signals), 64, 64, 1]
     return Controller(tuple((torch.zeros(b, a), torch.zeros(b)) for a, b in pairwise(sizes)), spec)
 
