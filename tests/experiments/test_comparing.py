@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 import re
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("compare", "--suite", suite, "--out", tmp_path / "out", "--workers", 1)
+    monkeypatch.setattr("sys.argv", ["rlrate", *map(str, command)])
 
     def stop(_: Steps, done: int, total: int, text: str) -> None:
         if done >= total / 2:
@@ -65,7 +67,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     facts = json.loads(succeed(*command, "--json"))
     assert facts["complete"] and facts["title"] == "Two methods" and facts["seeds"] == [1000, 1001]
     assert {Path(name).name for name in facts["files"]} == {"oracle.json", "results.jsonl", "suite.json"}
-    assert facts["command"].startswith("rlrate ")
+    assert facts["command"] == shlex.join(["rlrate", *map(str, command)])
 
 
 @pytest.mark.parametrize(
