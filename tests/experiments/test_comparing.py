@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
