@@ -3,6 +3,9 @@
 ``python -m rlrate.experiments.regret CONTROLLER [CONTROLLER ...]`` prints, for each controller, the mean and median of
 log(final held-out loss / that of the best tuned schedule) over a fixed set of draws. A number in the place of a
 controller stands for one that always answers it. The references are kept in ``runs/regret.json``.
+
+``python -m rlrate.experiments.regret --against DIR CONTROLLER [CONTROLLER ...]`` runs the controllers on the problems
+of the comparison in DIR, such as one of the suite ``selection``, and prints the ratio to what its tuning would choose.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,8 @@ from rlrate.envs.split import load_part
 from rlrate.envs.training import sample_draw
 from rlrate.experiments.compare import peak_grid
 from rlrate.experiments.runs import run_schedules
+from rlrate.experiments.store import Results, load
+from rlrate.experiments.suite import Problem, make_draw
 from rlrate.storage import write_atomically
 
 #: Schedules whose best is the reference, each at the best of nine peak rates.
@@ -90,16 +95,55 @@ def regrets(controller: Controller, judged: RegretSet, reference: NDArray[np.flo
     return np.array(values) - reference
 
 
+def ratios(controller: Controller, results: Results) -> dict[str, tuple[float, str]]:
+    """For each problem the ratio of ``controller`` to the configuration that is best on the tuning seeds, and its name.
+
+    The ratio is the geometric mean over the reported seeds; problems that are not finished are left out.
+    """
+    found = {}
+    for entry in results.suite["problems"]:
+        mine = [row for row in results.rows if row.problem == entry["name"]]
+        tried: dict[tuple[str, float], list[float]] = {}
+        for row in mine:
+            if row.role == "tune" and row.peak is not None:
+                tried.setdefault((row.method, row.peak), []).append(row.heldout_loss)
+        if not tried:
+            continue
+        method, peak = min(tried, key=lambda key: _log(np.array(tried[key])).mean())
+        losses = {row.seed: row.heldout_loss for row in mine if (row.role, row.method) == ("report", method)}
+        if not losses:
+            continue
+        problem = Problem(**{f.name: entry[f.name] for f in fields(Problem) if f.name in entry and f.name != "start"})
+        runs = TrainingRuns(TrainingConfig(spec=controller.spec), make_draw(problem), sorted(losses))
+        run_controller(controller, runs)
+        behind = _log(runs.heldout_loss) - _log(np.array([losses[seed] for seed in sorted(losses)]))
+        found[problem.name] = (float(np.exp(behind.mean())), f"{method} at {peak:.3g}")
+    return found
+
+
+def _print_ratios(name: str, controller: Controller, results: Results) -> None:
+    found = ratios(controller, results)
+    values = np.array([ratio for ratio, _ in found.values()])
+    print(f"{name}: {np.exp(np.log(values).mean()):.3f}, worst {values.max():.2f}, {len(values)} problems")
+    for problem, (ratio, rival) in found.items():
+        print(f"  {problem}: {ratio:.3f} of {rival}")
+
+
 def main(names: Sequence[str], cache: Path = Path("runs/regret.json")) -> None:
     """Prints one line for each controller."""
     torch.set_num_threads(1)
+    if names[:1] == ["--against"]:
+        results = load(names[1])
+        for name in names[2:]:
+            _print_ratios(name, _controller(name), results)
+        return
     judged = RegretSet()
     record = json.loads(cache.read_text()) if cache.exists() else {}
     if record.get("set") != repr(judged):
         record = {"set": repr(judged), "references": references(judged).tolist()}
         write_atomically(cache, json.dumps(record).encode())
     for name in names:
-        controller = Controller.constant(float(name)) if _is_number(name) else Controller.load(name)
+        controller = _controller(name)
         values = regrets(controller, judged, np.array(record["references"]))
         print(f"{name}: mean {values.mean():+.3f}, median {np.median(values):+.3f}, worst {values.max():+.2f}")
 
@@ -109,12 +153,11 @@ def _log(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     return logs
 
 
-def _is_number(text: str) -> bool:
+def _controller(name: str) -> Controller:
     try:
-        float(text)
+        return Controller.constant(float(name))
     except ValueError:
-        return False
-    return True
+        return Controller.load(name)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from rlrate import Controller
-from rlrate.experiments.regret import RegretSet, references, regrets
+from rlrate.experiments import run_suite
+from rlrate.experiments.regret import RegretSet, ratios, references, regrets
+from rlrate.experiments.suite import Problem, Suite
 
 SMALL = RegretSet(families=("logistic-regression", "noisy-quadratic"), steps=(40, 60), draws=3, runs=2, seed=5)
 
@@ -18,3 +23,14 @@ def test_a_controller_that_does_nothing_is_far_behind_and_a_bold_one_is_closer()
     assert idle.shape == (3,)
     assert bold.mean() < idle.mean()
     np.testing.assert_array_equal(references(SMALL), reference)
+
+
+def test_beside_a_comparison_a_schedule_that_learned_nothing_is_far_behind(tmp_path: Path) -> None:
+    suite = Suite("tiny", "Tiny", (Problem("quadratic-20", "momentum", 40),), ("constant",), ("learned",), 2, 1, 5)
+    results = run_suite(suite, tmp_path, controller=Controller.constant(0.6))
+    ((name, (bold, rival)),) = ratios(Controller.constant(0.6), results).items()
+    assert name == "quadratic-20 momentum 40" and rival.startswith("constant at ")
+    learned = [row.heldout_loss for row in results.rows if row.method == "learned"]
+    tuned = [row.heldout_loss for row in results.rows if row.method == "constant" and row.role == "report"]
+    assert bold == pytest.approx(np.exp(np.mean(np.log(learned) - np.log(tuned))), rel=1e-4)
+    assert ratios(Controller.constant(-1.0), results)[name][0] > bold
