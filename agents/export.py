@@ -61,6 +61,11 @@ def begin_with(model: BaseAlgorithm, controller: Controller) -> None:
         for layer, (weight, bias) in zip(linear, controller.layers, strict=True):
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
+        value_net = getattr(model.policy, "value_net", None)
+        if isinstance(value_net, nn.Linear):
+            # What an untrained value function says is noise, which would pull a good policy apart.
+            value_net.weight.zero_()
+            value_net.bias.zero_()
 
 
 def export(run: str | Path, path: str | Path | None = None, *, trust: bool = False) -> Path:

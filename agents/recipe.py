@@ -42,6 +42,10 @@ class Recipe:
         policy: Hidden layer widths ("net"), "activation" (tanh or relu), "log_std_init".
         algorithm: Keyword arguments of the SB3 algorithm.
         relative_reward: Whether each run is paid relative to the mean of its population.
+        siblings: How runs that share their seed (``environment.siblings``) teach by comparison: "hold", decisions for
+            which exploration noise is held, and "floor", in nats; see
+            :class:`rlrate.agents.rollout.SiblingRolloutBuffer`. Empty for SB3's own advantages. Only for PPO with
+            continuous actions.
         anneal_learning_rate: Whether the policy's own learning rate goes linearly to zero.
         initial: Controller whose policy the training begins with, a bundled name or a file; empty for a fresh one.
             Its specification and its network are then those of the training.
@@ -63,6 +67,7 @@ class Recipe:
     policy: dict[str, Any] = field(default_factory=dict)
     algorithm: dict[str, Any] = field(default_factory=dict)
     relative_reward: bool = False
+    siblings: dict[str, Any] = field(default_factory=dict)
     anneal_learning_rate: bool = True
     initial: str = ""
     imitation: dict[str, Any] = field(default_factory=dict)
@@ -82,10 +87,28 @@ class Recipe:
             self._check_initial()
         if self.imitation:
             self._check_imitation()
+        if self.siblings:
+            self._check_siblings()
         if self.relative_reward and self.runs <= self.draws:
             raise ConfigError(
                 f"relative_reward pays a run by how it does among the runs of its draw, but {self.runs} runs in "
                 f"{self.draws} draws have no company; raise runs, lower draws, or set relative_reward = false"
+            )
+
+    def _check_siblings(self) -> None:
+        count = self.environment.get("siblings", 1)
+        if not isinstance(count, int) or count < 2 or self.runs // self.draws % count:
+            raise ConfigError(
+                f"siblings needs environment.siblings, a number that divides the {self.runs // self.draws} runs of a "
+                f"draw and is at least 2, got {count!r}"
+            )
+        unknown = sorted(set(self.siblings) - {"hold", "floor"})
+        hold, floor = self.siblings.get("hold", 1), self.siblings.get("floor", 0.1)
+        if unknown or not isinstance(hold, int) or hold < 1 or not floor > 0:
+            raise ConfigError(f"siblings takes hold, an integer >= 1, and floor > 0, got {self.siblings!r}")
+        if self.algo != "ppo" or self.action != "continuous":
+            raise ConfigError(
+                "siblings teach PPO with continuous actions only; leave out siblings, or change the others"
             )
 
     def _check_initial(self) -> None:

@@ -20,6 +20,7 @@ from rlrate.agents.imitation import Imitation, imitate
 from rlrate.agents.metrics import RolloutMetrics, write_csv
 from rlrate.agents.recipe import ON_POLICY, Recipe
 from rlrate.agents.record import config, provenance, recorded_recipe
+from rlrate.agents.rollout import HeldNoisePolicy, SiblingRolloutBuffer
 from rlrate.agents.vecenv import PopulationVecEnv
 from rlrate.controller import Controller
 from rlrate.envs.env import to_unit
@@ -172,11 +173,19 @@ def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
     if recipe.algo in ON_POLICY:
         settings.setdefault("n_steps", recipe.episode_length)
         settings.setdefault("gamma", 1.0)
+    if recipe.siblings:
+        comparison = {"hold": 1, "siblings": recipe.environment["siblings"], **recipe.siblings}
+        policy_kwargs["hold"] = comparison["hold"]
+        settings |= {
+            "rollout_buffer_class": SiblingRolloutBuffer,
+            "rollout_buffer_kwargs": {"draws": recipe.draws, **comparison},
+            "vf_coef": 0.0,  # nothing asks for the value function
+        }
     rate = float(settings.pop("learning_rate", 3e-4))
     settings["learning_rate"] = LinearToZero(rate) if recipe.anneal_learning_rate else rate
     try:
         model = ALGORITHM_CLASSES[recipe.algo](
-            "MlpPolicy",
+            HeldNoisePolicy if recipe.siblings else "MlpPolicy",
             env,
             policy_kwargs=policy_kwargs,
             seed=recipe.seed,
@@ -226,6 +235,8 @@ class _Recorder(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self._note_families()
+        if isinstance(self.model.policy, HeldNoisePolicy):
+            self.model.policy.begin_rollout()
         # Off-policy algorithms call this after every step; whole episodes are what counts.
         if self.recipe.algo in ON_POLICY and self.num_timesteps > 0:
             self.save()

@@ -144,9 +144,11 @@ class RayHost:
         for index, value in argument.items():
             if method == "begin":
                 self._history[index] = value, []
+            elif method == "forget":
+                del self._history[index]
             else:
                 self._history[index][1].append(np.array(value))
-        self._asked = list(argument)
+        self._asked = [] if method == "forget" else list(argument)
         self._answer = self._actor.call.remote(method, dict(argument))
 
     def answer(self) -> dict[int, DrawState]:

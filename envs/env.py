@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rlrate.control import LIMIT, Action, ControlSpec
 from rlrate.envs.training import TrainingConfig, TrainingRuns
-from rlrate.envs.workers import HOSTS, DrawState, Host, check_backend, check_portable, facts
+from rlrate.envs.workers import HOSTS, DrawState, Host, check_backend, check_portable, facts, spread
 from rlrate.errors import ConfigError
 
 Array = NDArray[np.float64]
@@ -206,6 +206,7 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         self.states: list[DrawState] = []
         self.seeds = _EpisodeSeeds()
         self._hosts: Sequence[Host] = []
+        self._owners = {index: index % self.workers for index in range(draws)}
 
     @property
     def per_draw(self) -> int:
@@ -280,7 +281,17 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
 
     def _begin(self, indices: Sequence[int]) -> dict[int, DrawState]:
         episode = self.seeds.next()
-        return self._ask("begin", {index: (*episode, index) for index in indices})
+        seeds = {index: (*episode, index) for index in indices}
+        states = self._ask("begin", seeds)
+        if len(self._hosts) > 1 and len(states) == self.draws:
+            # A step takes as long as its busiest host, so draws move before much was done. It changes no result.
+            owners = spread({i: states[i].cost for i in range(self.draws)}, len(self._hosts), self._owners)
+            moved = {index: seeds[index] for index in seeds if owners[index] != self._owners[index]}
+            if moved:
+                self._ask("forget", dict.fromkeys(moved))
+                self._owners = owners
+                states |= self._ask("begin", moved)
+        return states
 
     def _ask(self, method: str, arguments: Mapping[int, Any]) -> dict[int, DrawState]:
         """Calls every host with its share of the draws, all at once; after a failure the runs must begin anew."""
@@ -293,7 +304,7 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
     def _answers(self, method: str, arguments: Mapping[int, Any]) -> dict[int, DrawState]:
         asked = []
         for number, host in enumerate(self._hosts):
-            share = {index: value for index, value in arguments.items() if index % len(self._hosts) == number}
+            share = {index: value for index, value in arguments.items() if self._owners[index] == number}
             if share:
                 host.ask(method, share)
                 asked.append(host)

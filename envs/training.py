@@ -22,14 +22,11 @@ Array = NDArray[np.float64]
 Reward = Literal["heldout", "train", "final"]
 REWARDS: tuple[Reward, ...] = ("heldout", "train", "final")
 
-#: A loss below this share of the first one earns nothing more, so that no workload dominates the return.
-REWARD_FLOOR = 1e-3
-
 #: Held-out examples looked at between the first and the last decision.
 INTERMEDIATE_EXAMPLES = 64
 
-#: Bounds of the log improvement; the lower one is also the value of a run that diverged.
-IMPROVEMENT_RANGE = (-2.0, 8.0)
+#: Least log improvement; also the value of a run that diverged.
+WORST = -2.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,11 @@ class TrainingConfig:
         start: Relative update size after the probe: a number, or (low, high) for a log-uniform draw per run.
         reward: "heldout" or "train": log improvement of that loss over each decision (they telescope); "final":
             the held-out log improvement of the whole run, at its end.
+        reward_floor: A loss below this share of the first one earns nothing more, so that no workload dominates the
+            return.
         withhold_loss: Share of runs whose policy does not see the loss.
+        siblings: So many runs of a draw, one after the other, share their seed, their start and what their policy sees:
+            they differ by their actions alone.
         spec: Signals, cadence and action.
         dtype: "float32" or "float64".
     """
@@ -55,7 +56,9 @@ class TrainingConfig:
     steps: int | tuple[int, int] = (200, 2000)
     start: float | tuple[float, float] = (1e-5, 1e-3)
     reward: Reward = "heldout"
+    reward_floor: float = 1e-3
     withhold_loss: float = 0.0
+    siblings: int = 1
     spec: ControlSpec = field(default_factory=ControlSpec)
     dtype: str = "float32"
 
@@ -68,8 +71,12 @@ class TrainingConfig:
             raise ConfigError(f"start must lie in (0, 1), got {self.start!r}")
         if self.reward not in REWARDS:
             raise ConfigError(f"unknown reward {self.reward!r}; known: {', '.join(REWARDS)}")
+        if not 0.0 < self.reward_floor < 1.0:
+            raise ConfigError(f"reward_floor must lie in (0, 1), got {self.reward_floor!r}")
         if not 0.0 <= self.withhold_loss <= 1.0:
             raise ConfigError(f"withhold_loss must lie in [0, 1], got {self.withhold_loss!r}")
+        if not isinstance(self.siblings, int) or isinstance(self.siblings, bool) or self.siblings < 1:
+            raise ConfigError(f"siblings must be a positive integer, got {self.siblings!r}")
         if self.dtype not in ("float32", "float64"):
             raise ConfigError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
         if isinstance(self.optimizer, str):
@@ -156,7 +163,7 @@ class TrainingRuns:
     @classmethod
     def sample(cls, config: TrainingConfig, seed: Sequence[int], members: Sequence[int]) -> TrainingRuns:
         """The runs ``members`` of the draw that ``seed`` stands for."""
-        streams = [np.random.default_rng([*seed, 1, member]) for member in members]
+        streams = [np.random.default_rng([*seed, 1, member // config.siblings]) for member in members]
         low, high = _pair(config.start)
         return cls(
             config,
@@ -242,14 +249,15 @@ class TrainingRuns:
         """log(first / now), floored; continued linearly below zero; for a signed loss the difference."""
         first = self._first
         with np.errstate(all="ignore"):
-            floor = REWARD_FLOOR * np.abs(first)
+            floor = self.config.reward_floor * np.abs(first)
             # Below zero it must go on from where it was at zero: a lower loss always earns more.
             value = np.log(first + floor) - np.log(np.maximum(loss, 0.0) + floor) - np.minimum(loss, 0.0) / first
             value = np.where(first > 0, value, (first - loss) / np.abs(first))
             if self.draw.workload.signed:
                 value = first - loss
-        value = np.where(self.diverged | ~np.isfinite(value), IMPROVEMENT_RANGE[0], value)
-        return np.clip(value, *IMPROVEMENT_RANGE)
+        value = np.where(self.diverged | ~np.isfinite(value), WORST, value)
+        # One nat more than a positive loss can earn, for losses that go below zero.
+        return np.clip(value, WORST, 1.0 - math.log(self.config.reward_floor))
 
 
 def _pair(value: Any) -> tuple[Any, Any]:

@@ -6,9 +6,10 @@ import contextlib
 import importlib.util
 import multiprocessing
 import pickle
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -33,6 +34,8 @@ class DrawState:
         done: Whether the budget is spent.
         facts: Of each run, by name; see :func:`facts`.
         family: Workload family of the draw.
+        cost: Estimate of the seconds that the whole budget takes; known at the beginning only, and of no consequence
+            for anything but where the draw is trained.
     """
 
     observation: NDArray[np.float32]
@@ -40,6 +43,7 @@ class DrawState:
     done: bool
     facts: dict[str, NDArray[Any]]
     family: str
+    cost: float = 0.0
 
 
 def facts(runs: TrainingRuns) -> dict[str, NDArray[Any]]:
@@ -73,8 +77,17 @@ class Draws:
         for index, seed in seeds.items():
             self._populations.pop(index, None)
             runs = self._populations[index] = TrainingRuns.sample(self._config, seed, self._members)
-            states[index] = self._state(runs, runs.begin(), np.zeros(runs.size))
+            before = time.perf_counter()
+            observation = runs.begin()
+            cost = (time.perf_counter() - before) / max(runs.control.updates, 1) * runs.draw.steps
+            states[index] = replace(self._state(runs, observation, np.zeros(runs.size)), cost=cost)
         return states
+
+    def forget(self, indices: Mapping[int, Any]) -> dict[int, DrawState]:
+        """Frees draws that are trained elsewhere from now on."""
+        for index in indices:
+            self._populations.pop(index, None)
+        return {}
 
     def step(self, actions: Mapping[int, Array]) -> dict[int, DrawState]:
         """Applies actions u, by index of the draw, and trains to the next decision."""
@@ -179,6 +192,29 @@ class ProcessHost:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+def spread(costs: Mapping[int, float], hosts: int, owners: Mapping[int, int]) -> dict[int, int]:
+    """Which host each draw should live at, so that the busiest one has little more to do than the others.
+
+    Args:
+        costs: Of each draw.
+        hosts: Their number.
+        owners: Where the draws are now. Draws move one by one, each the one that helps most, while that helps by 3 %.
+    """
+    owners = dict(owners)
+    load = [sum(cost for index, cost in costs.items() if owners[index] == host) for host in range(hosts)]
+    for _ in costs:
+        busiest, idlest = load.index(max(load)), load.index(min(load))
+        gap = load[busiest] - load[idlest]
+        mine = [index for index in costs if owners[index] == busiest]
+        best = min(mine, key=lambda index: abs(gap - 2.0 * costs[index]))
+        if max(load[busiest] - costs[best], load[idlest] + costs[best]) > 0.97 * load[busiest]:
+            break
+        owners[best] = idlest
+        load[busiest] -= costs[best]
+        load[idlest] += costs[best]
+    return owners
 
 
 def check_backend(name: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rlrate.control.state import dump, restore
@@ -29,6 +31,8 @@ SIGNALS: dict[str, str] = {
     "loss_slow": "squashed log of the mean loss / its slow moving average",
     "loss_best": "squashed log of the mean loss / the lowest one so far",
     "loss_slope": "squashed t statistic of the loss's linear trend within the interval",
+    "promise": "log10 of what the gradient promises of the loss per update, -gradient.update / loss, + 3, / 2",
+    "kept": "squashed ratio of the loss's fall since the last interval to what was promised",
     "loss_noise": "log10 of the loss's dispersion within blocks / its mean",
     "gradient_initial": "squashed log of the gradient's norm / the first one",
     "gradient_dispersion": "standard deviation of the log of the gradient's norm",
@@ -43,7 +47,7 @@ SIGNALS: dict[str, str] = {
     "capped": "1 when the cap on the update size held the last action back",
 }
 
-_STATE = ("positive", "first", "previous", "fast", "slow", "best", "scale", "gradient_first", "action_mean")
+_STATE = ("positive", "first", "previous", "fast", "slow", "best", "scale", "span", "gradient_first", "action_mean")
 
 
 @dataclass
@@ -109,7 +113,7 @@ class Signals:
         nan = np.full(runs, np.nan)
         self.positive = np.ones(runs, dtype=bool)
         self.first, self.previous, self.fast, self.slow, self.best = (nan.copy() for _ in range(5))
-        self.scale = nan.copy()
+        self.scale, self.span = nan.copy(), nan.copy()
         self.gradient_first = nan.copy()
         self.action_mean = np.zeros(runs)
 
@@ -125,7 +129,8 @@ class Signals:
             float32 array of shape (N, size), finite and within [-LIMIT, LIMIT] whatever the statistics are.
         """
         with np.errstate(all="ignore"):
-            values = {**self._position(interval), **self._loss(interval), **self._gradient(interval)}
+            promises = self._promise(interval)  # compares with the interval before, which the next line forgets
+            values = {**self._position(interval), **self._loss(interval), **self._gradient(interval), **promises}
         rows = np.empty((self.runs, len(self.names)))
         for column, name in enumerate(self.names):
             rows[:, column] = values[name]
@@ -139,6 +144,8 @@ class Signals:
 
     def load_state_dict(self, state: object) -> None:
         """Continues from what :meth:`state_dict` returned."""
+        if isinstance(state, Mapping) and "span" not in state:  # written before there was one
+            state = {**state, "span": torch.full((self.runs,), math.nan, dtype=torch.float64)}
         restore(self, _STATE, state)
 
     def _position(self, interval: Interval) -> dict[str, Array | float]:
@@ -184,6 +191,21 @@ class Signals:
         self.slow = np.where(known, 0.85 * self.slow + 0.15 * loss, self.slow)
         self.best = np.fmin(self.best, loss)
         return values
+
+    def _promise(self, interval: Interval) -> dict[str, Array]:
+        """The first-order fall of the loss, and how much of it came true (as in trust-region methods)."""
+        loss = interval.loss
+        promised = np.full(self.runs, np.nan)
+        if len(interval.samples):
+            mean = interval.samples[:, 5].mean(axis=0)
+            promised = np.where(mean > 0.0, mean, np.nan)
+        unit = np.where(self.positive & (loss > 0.0), loss, self.scale)
+        between = 0.5 * (self.span + interval.updates)  # from the middle of one interval to that of the next
+        self.span = np.full(self.runs, float(interval.updates))
+        return {
+            "promise": (np.log10(promised / unit) + 3.0) / 2.0,
+            "kept": _squash((self.previous - loss) / (between * promised), 1.0),
+        }
 
     def _gradient(self, interval: Interval) -> dict[str, Array]:
         if len(interval.samples) == 0:

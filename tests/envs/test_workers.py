@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlrate.envs import TrainingConfig, TrainingVectorEnv, make_workload
-from rlrate.envs.workers import HOSTS, Draws, LocalHost, ProcessHost
+from rlrate.envs.workers import HOSTS, Draws, LocalHost, ProcessHost, spread
 from rlrate.errors import ConfigError, RlrateError, WorkloadError
 
 CONFIG = TrainingConfig(workload="wine-mlp", optimizer="adam", steps=20)
@@ -136,3 +138,36 @@ def test_after_a_failure_the_runs_begin_anew(monkeypatch: pytest.MonkeyPatch) ->
     batch.reset(seed=0)
     batch.step(np.zeros((4, 1), np.float32))
     assert len(made) == 4
+
+
+@given(st.lists(st.floats(0.0, 1e3), min_size=1, max_size=20), st.integers(1, 5))
+def test_moving_draws_lightens_the_busiest_host(costs: list[float], hosts: int) -> None:
+    def busiest(owners: dict[int, int]) -> float:
+        return max(sum(costs[i] for i, owner in owners.items() if owner == host) for host in range(hosts))
+
+    before = {index: index % hosts for index in range(len(costs))}
+    after = spread(dict(enumerate(costs)), hosts, before)
+    assert after.keys() == before.keys() and set(after.values()) <= set(range(hosts))
+    assert busiest(after) <= busiest(before)
+    if len(costs) > 1 and hosts > 1 and sorted(costs)[-2] > 0:
+        alone = {index: 0 for index in before}
+        assert busiest(spread(dict(enumerate(costs)), hosts, alone)) < busiest(alone) or sum(costs) < 1.1 * max(costs)
+
+
+def test_where_a_draw_is_trained_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rollout() -> list[Any]:
+        batch = TrainingVectorEnv(6, draws=3, workers=2, workload="wine-mlp", steps=20)
+        seen: list[Any] = [batch.reset(seed=4)[0]]
+        while not seen[-1].all() or len(seen) < 3:
+            observation, reward, done, _, _ = batch.step(np.full((6, 1), 0.5, np.float32))
+            seen += [observation, reward, done]
+        batch.close()
+        return seen
+
+    monkeypatch.setattr("rlrate.envs.env.spread", lambda costs, hosts, owners: {0: 0, 1: 1, 2: 0})
+    kept = rollout()
+    monkeypatch.setattr("rlrate.envs.env.spread", lambda costs, hosts, owners: {i: 1 - o for i, o in owners.items()})
+    moved = rollout()
+    assert len(kept) == len(moved)
+    for one, other in zip(kept, moved, strict=True):
+        np.testing.assert_array_equal(one, other)

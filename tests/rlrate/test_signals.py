@@ -68,13 +68,23 @@ def test_observations_are_finite_and_bounded_whatever_happens(intervals: list[In
         assert (np.abs(observation) <= LIMIT).all()
 
 
+#: Powers of a unit in the columns gg, gp, pp, uu, ww, gu, layer: of the loss, and of the weights.
+OF_LOSS = np.array([2, 2, 2, 0, 0, 1, 0])[:, None]
+OF_WEIGHTS = np.array([-2, -2, -2, 2, 2, 0, 0])[:, None]
+
+
+def rescaled(interval: Interval, unit: float) -> Interval:
+    """The same interval with the loss in another unit, and so its gradient."""
+    samples = interval.samples * unit**OF_LOSS
+    return replace(interval, loss=interval.loss * unit, noise=interval.noise * unit, samples=samples)
+
+
 @settings(max_examples=50)
 @given(st.lists(tame(2), min_size=1, max_size=4), st.floats(1e-6, 1e6))
 def test_the_unit_of_the_loss_does_not_matter(intervals: list[Interval], unit: float) -> None:
     plain, scaled = Signals(runs=2), Signals(runs=2)
     for interval in intervals:
-        other = replace(interval, loss=interval.loss * unit, noise=interval.noise * unit)
-        np.testing.assert_allclose(scaled.observe(other), plain.observe(interval), atol=1e-5)
+        np.testing.assert_allclose(scaled.observe(rescaled(interval, unit)), plain.observe(interval), atol=1e-5)
 
 
 @settings(max_examples=50)
@@ -83,17 +93,15 @@ def test_neither_does_it_for_losses_of_any_sign(intervals: list[Interval], unit:
     plain, scaled = Signals(runs=2), Signals(runs=2)
     intervals = [replace(intervals[0], loss=-intervals[0].loss), *intervals]
     for interval in intervals:
-        other = replace(interval, loss=interval.loss * unit, noise=interval.noise * unit)
-        np.testing.assert_allclose(scaled.observe(other), plain.observe(interval), atol=1e-4)
+        np.testing.assert_allclose(scaled.observe(rescaled(interval, unit)), plain.observe(interval), atol=1e-4)
 
 
 @settings(max_examples=50)
 @given(st.lists(tame(2), min_size=1, max_size=4), st.floats(1e-6, 1e6))
-def test_the_unit_of_the_gradient_does_not_matter(intervals: list[Interval], unit: float) -> None:
+def test_the_unit_of_the_weights_does_not_matter(intervals: list[Interval], unit: float) -> None:
     plain, scaled = Signals(runs=2), Signals(runs=2)
-    powers = np.array([2, 2, 2, 0, 0, 1, 0])[:, None]  # of the columns gg, gp, pp, uu, ww, gu, layer
     for interval in intervals:
-        other = replace(interval, samples=interval.samples * unit**powers)
+        other = replace(interval, samples=interval.samples * unit**OF_WEIGHTS)
         np.testing.assert_allclose(scaled.observe(other), plain.observe(interval), atol=1e-5)
 
 
@@ -167,6 +175,10 @@ KNOWN = {
     "loss_slow": -math.log(1 + 5 * LOG2),
     "loss_best": -math.log(1 + 10 * LOG2),
     "loss_slope": math.log(3.0),
+    # the mean of 4 and 4, of a loss of 1
+    "promise": (math.log10(4.0) + 3.0) / 2.0,
+    # from 2 to 1 in half of 10 and half of 100 updates
+    "kept": math.log1p(1.0 / (55 * 4.0)),
     "loss_noise": -1.0,
     # norms 2, then 4 and 8: half a factor of 2 around sqrt(32)
     "gradient_initial": math.log(1 + 1.5 * LOG2),
@@ -206,6 +218,22 @@ def test_losses_that_are_not_positive_are_measured_against_their_noise() -> None
     np.testing.assert_allclose(falling, -math.log1p(2.0 / 0.5), atol=1e-6)
     # once negative, a run stays with differences
     assert signals.observe(one(loss=1.0, noise=0.5))[0, 0] == pytest.approx(math.log1p(4.0))
+
+
+def test_promises_need_a_descent_and_a_known_loss() -> None:
+    signals = Signals(("promise", "kept"))
+    uphill = second().samples * np.array([1, 1, 1, 1, 1, -1, 1])[:, None]
+    assert signals.observe(one())[0, 1] == 0.0  # nothing to compare with
+    assert not signals.observe(one(loss=1.0, samples=uphill)).any()
+    assert signals.observe(one(loss=math.nan))[0, 1] == 0.0
+    assert not Signals(("promise", "kept")).observe(one(loss=math.nan, noise=math.nan)).any()
+
+
+def test_promises_are_measured_against_the_noise_of_losses_that_are_not_positive() -> None:
+    signals = Signals(("promise", "kept"))
+    signals.observe(one(loss=-1.0, noise=0.5))
+    observed = signals.observe(one(loss=-2.0, noise=0.5))[0]
+    np.testing.assert_allclose(observed, [(math.log10(2.0 / 0.5) + 3.0) / 2.0, math.log1p(1.0 / (10 * 2.0))], atol=1e-6)
 
 
 def test_an_unknown_loss_reads_zero_and_is_no_reference() -> None:
