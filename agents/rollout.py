@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ class HeldNoisePolicy(ActorCriticPolicy):
 
     Noise that is drawn anew at every decision averages out before a loss can show it: most of a return's spread is then
     luck. Held noise makes a run bolder or more timid than its siblings for a while, and its end tells which was better.
-    Its size is fixed: noise that lasts does harm, and would otherwise be unlearnt.
+    Its size is not learnt, since noise that lasts does harm and would be unlearnt: it stays for a quarter of
+    the training, then falls to a half: what is best under much noise is more timid than what is best without.
 
     Args:
         hold: Decisions for which noise is held.
@@ -31,9 +33,10 @@ class HeldNoisePolicy(ActorCriticPolicy):
         self._noise = torch.zeros(0)
         self.log_std.requires_grad_(False)
 
-    def begin_rollout(self) -> None:
-        """Draws noise at the next decision, whatever was held before."""
+    def begin_rollout(self, remaining: float) -> None:
+        """Draws noise at the next decision, of the size that belongs to the share of the training that remains."""
         self.decisions = 0
+        self.log_std.fill_(self.log_std_init + math.log(min(1.0, max(0.5, remaining / 0.75))))
 
     def forward(
         self, obs: torch.Tensor, deterministic: bool = False

@@ -236,7 +236,8 @@ class _Recorder(BaseCallback):
     def _on_rollout_start(self) -> None:
         self._note_families()
         if isinstance(self.model.policy, HeldNoisePolicy):
-            self.model.policy.begin_rollout()
+            done = self.num_timesteps / (self.recipe.iterations * self.recipe.runs * self.recipe.episode_length)
+            self.model.policy.begin_rollout(1.0 - done)
         # Off-policy algorithms call this after every step; whole episodes are what counts.
         if self.recipe.algo in ON_POLICY and self.num_timesteps > 0:
             self.save()

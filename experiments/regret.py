@@ -6,6 +6,9 @@ controller stands for one that always answers it. The references are kept in ``r
 
 ``python -m rlrate.experiments.regret --against DIR CONTROLLER [CONTROLLER ...]`` runs the controllers on the problems
 of the comparison in DIR, such as one of the suite ``selection``, and prints the ratio to what its tuning would choose.
+
+``python -m rlrate.experiments.regret --workload my_file.py:make --optimizer adam --steps 200,1000 ONE OTHER`` runs both
+on the same fresh draws and prints the ratio of their final held-out losses, with an interval.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from rlrate.envs.split import load_part
 from rlrate.envs.training import sample_draw
 from rlrate.experiments.compare import peak_grid
 from rlrate.experiments.runs import run_schedules
+from rlrate.experiments.statistics import Interval, clustered_interval
 from rlrate.experiments.store import Results, load
 from rlrate.experiments.suite import Problem, make_draw
 from rlrate.storage import write_atomically
@@ -129,6 +133,22 @@ def _print_ratios(name: str, controller: Controller, results: Results) -> None:
         print(f"  {problem}: {ratio:.3f} of {rival}")
 
 
+def duel(one: Controller, other: Controller, config: TrainingConfig, draws: int = 16, runs: int = 5) -> Interval:
+    """Ratio of the final held-out loss of ``one`` to that of ``other`` over paired runs, geometric mean.
+
+    The interval is over draws and seeds. Draws and seeds are shared with no training.
+    """
+    logs = np.empty((2, draws, runs))
+    for number, controller in enumerate((one, other)):
+        # Every run starts as users' runs do.
+        own = replace(config, spec=controller.spec, start=controller.spec.action.start or config.start)
+        for index in range(draws):
+            population = TrainingRuns.sample(own, (RegretSet.seed, 1, index), range(runs))
+            run_controller(controller, population)
+            logs[number, index] = _log(population.heldout_loss)
+    return Interval(*np.exp(clustered_interval(logs[0] - logs[1])).tolist())
+
+
 def main(names: Sequence[str], cache: Path = Path("runs/regret.json")) -> None:
     """Prints one line for each controller."""
     torch.set_num_threads(1)
@@ -138,6 +158,13 @@ def main(names: Sequence[str], cache: Path = Path("runs/regret.json")) -> None:
             _print_ratios(name, _controller(name), results)
         return
     judged = RegretSet()
+    if names[:1] == ["--workload"]:
+        given = dict(zip(names[0:6:2], names[1:6:2], strict=True))
+        low, high = (int(number) for number in given["--steps"].split(","))
+        config = TrainingConfig(workload=given["--workload"], optimizer=given["--optimizer"], steps=(low, high))
+        ratio = duel(_controller(names[6]), _controller(names[7]), config)
+        print(f"{names[6]} / {names[7]}: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], 16 draws x 5 runs")
+        return
     record = json.loads(cache.read_text()) if cache.exists() else {}
     if record.get("set") != repr(judged):
         record = {"set": repr(judged), "references": references(judged).tolist()}

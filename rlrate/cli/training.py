@@ -177,6 +177,7 @@ def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     if changes.get("algo", recipe.algo) != recipe.algo:
         # Other algorithms do not know these settings, or mean something else by them.
         data["algorithm"] = {}
+        data["siblings"] = {}
         data["policy"] = {name: value for name, value in data["policy"].items() if name in ("net", "activation")}
     if "runs" in changes and "batch_size" in data["algorithm"]:
         # As many minibatches as the recipe has, so that all are full.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def test_exploration_keeps_its_direction_for_some_decisions() -> None:
     torch.manual_seed(0)
     observations = torch.zeros(6, len(TINY.spec.signals))
     mean = policy(observations, deterministic=True)[0]
-    policy.begin_rollout()
+    policy.begin_rollout(1.0)
     noise = []
     for _ in range(9):
         actions, _, log_prob = policy(observations)
@@ -58,7 +59,10 @@ def test_exploration_keeps_its_direction_for_some_decisions() -> None:
     for step in range(1, 9):
         assert np.array_equal(noise[step], noise[step - 1]) == (step % 4 != 0)
     assert 0.1 < np.std(noise) < 0.8  # of exp(-1) = 0.37
-    policy.begin_rollout()
+    policy.begin_rollout(0.1)
+    assert policy.log_std.exp().item() == pytest.approx(0.5 * math.exp(-1.0))
+    policy.begin_rollout(0.75)
+    assert policy.log_std.exp().item() == pytest.approx(math.exp(-1.0))
     assert not np.array_equal((policy(observations)[0] - mean).detach().numpy()[:, 0], noise[-1])
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from rlrate import Controller
+from rlrate.envs import TrainingConfig
 from rlrate.experiments import run_suite
-from rlrate.experiments.regret import RegretSet, ratios, references, regrets
+from rlrate.experiments.regret import RegretSet, duel, ratios, references, regrets
 from rlrate.experiments.suite import Problem, Suite
 
 SMALL = RegretSet(families=("logistic-regression", "noisy-quadratic"), steps=(40, 60), draws=3, runs=2, seed=5)
@@ -34,3 +35,13 @@ def test_beside_a_comparison_a_schedule_that_learned_nothing_is_far_behind(tmp_p
     tuned = [row.heldout_loss for row in results.rows if row.method == "constant" and row.role == "report"]
     assert bold == pytest.approx(np.exp(np.mean(np.log(learned) - np.log(tuned))), rel=1e-4)
     assert ratios(Controller.constant(-1.0), results)[name][0] > bold
+
+
+def test_a_duel_is_paired() -> None:
+    config = TrainingConfig(workload="noisy-quadratic", optimizer="momentum", steps=(60, 80))
+    bold, idle = Controller.constant(0.5), Controller.constant(0.0)
+    same = duel(bold, bold, config, draws=3, runs=2)
+    assert same.value == same.low == same.high == 1.0
+    ratio, back = duel(bold, idle, config, draws=3, runs=2), duel(idle, bold, config, draws=3, runs=2)
+    assert ratio.high < 1.0
+    assert ratio.value * back.value == pytest.approx(1.0)
