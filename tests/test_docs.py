@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -84,7 +85,9 @@ def test_commands_exist_with_their_options(page: Path) -> None:
             if whole:
                 command.make_context(words[1], words[2:])
         else:
-            assert words[0] in ("git", "cd", "pip", "tensorboard"), line
+            assert words[0] in ("git", "cd", "pip", "tensorboard", "python"), line
+            if words[0] == "python":
+                assert words[1] == "-m" and importlib.util.find_spec(words[2]), line
 
 
 def test_links_between_pages_lead_somewhere() -> None:
