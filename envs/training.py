@@ -256,8 +256,8 @@ class TrainingRuns:
             if self.draw.workload.signed:
                 value = first - loss
         value = np.where(self.diverged | ~np.isfinite(value), WORST, value)
-        # One nat more than a positive loss can earn, for losses that go below zero.
-        return np.clip(value, WORST, 1.0 - math.log(self.config.reward_floor))
+        # About a nat more than a positive loss can earn, for losses that go below zero.
+        return np.clip(value, WORST, 8.0 - math.log(self.config.reward_floor / 1e-3))
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
