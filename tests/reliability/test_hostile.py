@@ -22,9 +22,11 @@ from rlrate.agents import Recipe, export
 from rlrate.agents.checkpoint import read_checkpoint
 from rlrate.agents.recipe import digest_of
 from rlrate.agents.unpickling import load_zip
+from rlrate.control import SIGNALS
 from rlrate.errors import ConfigError
 
 Make = Callable[..., Controller]
+SIZE = len(SIGNALS)
 
 
 class Bomb:
@@ -110,7 +112,7 @@ def poisoned(controller: Controller, value: float) -> bytes:
 
 
 TOUCH = "__import__('pathlib').Path({!r}).touch()"
-ONE = {"layer.0.weight": entry([1, 22], 0, 88), "layer.0.bias": entry([1], 88, 92)}
+ONE = {"layer.0.weight": entry([1, SIZE], 0, 4 * SIZE), "layer.0.bias": entry([1], 4 * SIZE, 4 * SIZE + 4)}
 CONTROLLERS: dict[str, Callable[[Path, Controller], bytes]] = {
     **{f"pickle-{p}": lambda canary, _, p=p: pickle.dumps(Bomb(canary), p) for p in range(6)},  # type: ignore[misc]
     "torch-zip": lambda canary, _: torch_file({"a": Bomb(canary)}),
@@ -136,8 +138,8 @@ CONTROLLERS: dict[str, Callable[[Path, Controller], bytes]] = {
     "nan-weights": lambda _, good: poisoned(good, float("nan")),
     "infinite-weights": lambda _, good: poisoned(good, float("inf")),
     "too-few-signals": lambda _, good: edited(good, specification__control__signals=["progress"]),
-    "doubled-signals": lambda _, good: edited(good, specification__control__signals=["progress"] * 22),
-    "unknown-signals": lambda _, good: edited(good, specification__control__signals=["__class__"] * 22),
+    "doubled-signals": lambda _, good: edited(good, specification__control__signals=["progress"] * SIZE),
+    "unknown-signals": lambda _, good: edited(good, specification__control__signals=["__class__"] * SIZE),
     "wrong-sizes": lambda _, good: edited(good, specification__sizes=[[1, 1]]),
     "future-version": lambda _, good: edited(good, version=2),
     "unknown-entry": lambda _, good: edited(good, hook="os.system"),

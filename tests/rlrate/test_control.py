@@ -41,6 +41,8 @@ class Feed:
             losses = self.unit * (draws[0] * 0.1 + np.exp(-control.updates / 40))
             losses = np.where(draws[1] < 0.02, np.nan, np.where(draws[1] > 0.98, 100 * losses, losses))
             samples = draws[2:30].reshape(4, 7, self.runs) * 1e-3 if control.wants_samples() else None
+            if samples is not None:  # of gg, gp, pp, uu, ww, gu, layer: the gradient is in the loss's unit
+                samples = samples * self.unit ** np.array([2, 2, 2, 0, 0, 1, 0])[:, None]
             control.advance(losses, samples)
             seen.append(control.rates)
             if control.decision_due:

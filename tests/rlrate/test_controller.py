@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from rlrate import ConfigError, Controller, ControllerError
-from rlrate.control import Action, ControlSpec
+from rlrate.control import SIGNALS, Action, ControlSpec
 from rlrate.controller import MAX_BYTES, linear_layers
 
 Make = Callable[..., Controller]
+SIZE = len(SIGNALS)
 DISCRETE = ControlSpec(action=Action(multipliers=(0.5, 0.7, 1.0, 1.5, 2.0)))
 
 
@@ -55,13 +56,13 @@ def test_act_is_the_network_written_out(make_controller: Make, head: str, activa
 
 def test_a_batch_is_as_good_as_one_by_one(make_controller: Make) -> None:
     controller = make_controller()
-    observations = np.random.default_rng(0).normal(size=(5, 22)).astype(np.float32)
+    observations = np.random.default_rng(0).normal(size=(5, SIZE)).astype(np.float32)
     single = [controller.act(row[None])[0] for row in observations]
     np.testing.assert_allclose(controller.act(observations), single, atol=1e-6)
 
 
 def test_constant_answers_always_the_same() -> None:
-    observations = np.random.default_rng(0).normal(size=(3, 22)).astype(np.float32)
+    observations = np.random.default_rng(0).normal(size=(3, SIZE)).astype(np.float32)
     np.testing.assert_array_equal(Controller.constant(0.25).act(observations), [0.25] * 3)
     np.testing.assert_array_equal(Controller.constant().act(observations), [0.0] * 3)
 
@@ -101,7 +102,7 @@ def test_identity_is_that_of_weights_and_specification_only(make_controller: Mak
     assert Controller(controller.layers, ControlSpec(action=Action(cap=0.01))) != controller
     assert controller != "controller"
     assert pickle.loads(pickle.dumps(controller)) == controller == copy.deepcopy(controller)
-    assert repr(controller).startswith("Controller(22-16-1, tanh, clip, ")
+    assert repr(controller).startswith(f"Controller({SIZE}-16-1, tanh, clip, ")
 
 
 def test_saving_replaces_and_leaves_nothing_beside(make_controller: Make, tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_a_safetensors_file_of_somebody_else(good: Path) -> None:
 
 @pytest.mark.parametrize("entries", ["{", "[1]", "null", '"text"', "[" * 100_000])
 def test_a_header_that_is_no_header(good: Path, entries: str) -> None:
-    write(good, {"layer.0.weight": torch.zeros(1, 22)}, entries)
+    write(good, {"layer.0.weight": torch.zeros(1, SIZE)}, entries)
     refused(good, "not JSON|not a controller")
 
 
@@ -301,11 +302,11 @@ def test_weights_that_are_not_finite(good: Path, make_controller: Make, bad: flo
         ("layer.1.weight", torch.zeros(2, 16), "layer 1 has weight"),
         ("layer.1.weight", torch.zeros(16), "layer 1 has weight"),
         ("layer.0.weight", torch.zeros(()), "layer 0 has weight"),
-        ("layer.0.weight", torch.zeros(16, 22, dtype=torch.float64), "torch.float64, expected torch.float32|float32"),
-        ("layer.0.weight", torch.zeros(16, 22, dtype=torch.int64), "float32"),
+        ("layer.0.weight", torch.zeros(16, SIZE, dtype=torch.float64), "torch.float64, expected torch.float32|float32"),
+        ("layer.0.weight", torch.zeros(16, SIZE, dtype=torch.int64), "float32"),
         ("layer.2.weight", torch.zeros(1, 1), "not those of a policy network"),
         ("surprise", torch.zeros(1), "not those of a policy network"),
-        ("layer.0.weight", torch.ones(16, 22), "do not match the checksum"),
+        ("layer.0.weight", torch.ones(16, SIZE), "do not match the checksum"),
     ],
 )
 def test_tensors_that_do_not_fit(
@@ -359,17 +360,17 @@ def test_entries_that_are_missing(good: Path, make_controller: Make, key: str) -
 
 
 def test_a_network_that_does_not_fit_its_specification_is_refused_at_once() -> None:
-    layer = (torch.zeros(1, 22), torch.zeros(1))
+    layer = (torch.zeros(1, SIZE), torch.zeros(1))
     with pytest.raises(ConfigError, match="at least one layer"):
         Controller(())
     with pytest.raises(ConfigError, match="discrete multipliers"):
         Controller((layer,), DISCRETE)
-    with pytest.raises(ConfigError, match=r"expected \(1, 22\)"):
+    with pytest.raises(ConfigError, match=rf"expected \(1, {SIZE}\)"):
         Controller(((torch.zeros(1, 3), torch.zeros(1)),))
 
 
 def test_layers_are_copied_from_a_policy() -> None:
-    linear = torch.nn.Linear(22, 1).double()
+    linear = torch.nn.Linear(SIZE, 1).double()
     (weight, bias), *_ = linear_layers([(linear.weight, linear.bias)])
     controller = Controller(((weight, bias),))
     before = controller.identity

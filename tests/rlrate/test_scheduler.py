@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, ExponentialLR, LinearLR, LRScheduler, SequentialLR
 
 from rlrate import Controller, ControllerError, LearnedLR, SchedulerError
-from rlrate.control import ControlSpec
+from rlrate.control import SIGNALS, ControlSpec
 
 Make = Callable[..., Controller]
 MakeSpec = Callable[..., ControlSpec]
@@ -138,14 +138,14 @@ def test_the_report_is_what_was_decided(make_loop: Any, make_controller: Make) -
     controller = make_controller()
     loop = make_loop()
     scheduler = LearnedLR(loop.optimizer, 60, controller)
-    assert scheduler.report().observations.shape == (0, 22)
+    assert scheduler.report().observations.shape == (0, len(SIGNALS))
     rates = loop.run(scheduler, 60)
     report = scheduler.report()
     assert report.signals == controller.spec.signals
     assert report.updates.tolist() == controller.spec.cadence.boundaries(60)[:-1].tolist()
     assert report.rates.tolist() == [rates[update - 1] for update in report.updates]
     np.testing.assert_allclose(controller.act(report.observations), report.actions, atol=1e-6)
-    assert isinstance(report.cuts, int) and report.caps == 0
+    assert isinstance(report.cuts, int) and isinstance(report.caps, int)
     report.rates[:] = 0.0
     assert scheduler.report().rates.all()
 
