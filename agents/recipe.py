@@ -104,7 +104,7 @@ class Recipe:
             )
         unknown = sorted(set(self.siblings) - {"hold", "floor"})
         hold, floor = self.siblings.get("hold", 1), self.siblings.get("floor", 0.1)
-        if unknown or not isinstance(hold, int) or hold < 1 or not floor > 0:
+        if unknown or not isinstance(hold, int) or hold < 1 or not isinstance(floor, int | float) or floor <= 0:
             raise ConfigError(f"siblings takes hold, an integer >= 1, and floor > 0, got {self.siblings!r}")
         if self.algo != "ppo" or self.action != "continuous":
             raise ConfigError(

@@ -9,11 +9,16 @@ of the comparison in DIR, such as one of the suite ``selection``, and prints the
 
 ``python -m rlrate.experiments.regret --workload my_file.py:make --optimizer adam --steps 200,1000 ONE OTHER`` runs both
 on the same fresh draws and prints the ratio of their final held-out losses, with an interval.
+
+``python -m rlrate.experiments.regret --starts DIR`` prints, of the comparison in DIR, how many learned runs from given
+rates diverged, and by how much their final losses differ between the rates.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -149,29 +154,58 @@ def duel(one: Controller, other: Controller, config: TrainingConfig, draws: int 
     return Interval(*np.exp(clustered_interval(logs[0] - logs[1])).tolist())
 
 
-def main(names: Sequence[str], cache: Path = Path("runs/regret.json")) -> None:
+def starts(results: Results) -> tuple[int, int, float]:
+    """Learned runs from given rates, how many diverged, and the largest ratio of losses less one.
+
+    The ratio is between the rates of one problem, each the geometric mean over its seeds.
+    """
+    rows = [row for row in results.rows if (row.method, row.role) == ("learned", "start")]
+    groups: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        assert row.start is not None
+        groups.setdefault(row.problem, {}).setdefault(row.start, []).append(row.heldout_loss)
+    ranges = [np.ptp([_log(np.array(losses)).mean() for losses in group.values()]) for group in groups.values()]
+    return len(rows), sum(row.diverged for row in rows), float(np.expm1(max(ranges, default=math.nan)))
+
+
+def main(arguments: Sequence[str], cache: Path = Path("runs/regret.json")) -> None:
     """Prints one line for each controller."""
     torch.set_num_threads(1)
-    if names[:1] == ["--against"]:
-        results = load(names[1])
-        for name in names[2:]:
+    parser = argparse.ArgumentParser("python -m rlrate.experiments.regret", description="Judges controllers.")
+    parser.add_argument("controllers", nargs="*", help="files, bundled names, or numbers")
+    parser.add_argument("--against", metavar="DIR", help="on the problems of this comparison")
+    parser.add_argument("--starts", metavar="DIR", help="what given rates do in this comparison")
+    parser.add_argument("--workload", help="two controllers on fresh draws of it")
+    parser.add_argument("--optimizer", default="adam")
+    parser.add_argument("--steps", default="200,1000", help="least and most updates of a draw")
+    given = parser.parse_args(arguments)
+    names = given.controllers
+    if given.starts:
+        runs, diverged, difference = starts(load(given.starts))
+        print(f"{runs} learned runs from given rates: {diverged} diverged, losses differ by at most {difference:.2%}")
+    elif given.against:
+        results = load(given.against)
+        for name in names:
             _print_ratios(name, _controller(name), results)
-        return
+    elif given.workload:
+        budgets = [int(number) for number in given.steps.split(",") if number.strip().isdigit()]
+        if len(names) != 2 or len(budgets) != 2:
+            parser.error("--workload compares two controllers, over --steps LEAST,MOST")
+        config = TrainingConfig(workload=given.workload, optimizer=given.optimizer, steps=(budgets[0], budgets[1]))
+        ratio = duel(_controller(names[0]), _controller(names[1]), config)
+        print(f"{names[0]} / {names[1]}: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], 16 draws x 5 runs")
+    else:
+        _print_regrets(names, cache)
+
+
+def _print_regrets(names: Sequence[str], cache: Path) -> None:
     judged = RegretSet()
-    if names[:1] == ["--workload"]:
-        given = dict(zip(names[0:6:2], names[1:6:2], strict=True))
-        low, high = (int(number) for number in given["--steps"].split(","))
-        config = TrainingConfig(workload=given["--workload"], optimizer=given["--optimizer"], steps=(low, high))
-        ratio = duel(_controller(names[6]), _controller(names[7]), config)
-        print(f"{names[6]} / {names[7]}: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], 16 draws x 5 runs")
-        return
     record = json.loads(cache.read_text()) if cache.exists() else {}
     if record.get("set") != repr(judged):
         record = {"set": repr(judged), "references": references(judged).tolist()}
         write_atomically(cache, json.dumps(record).encode())
     for name in names:
-        controller = _controller(name)
-        values = regrets(controller, judged, np.array(record["references"]))
+        values = regrets(_controller(name), judged, np.array(record["references"]))
         print(f"{name}: mean {values.mean():+.3f}, median {np.median(values):+.3f}, worst {values.max():+.2f}")
 
 

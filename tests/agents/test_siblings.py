@@ -125,6 +125,8 @@ def test_recipes_that_cannot_compare_are_refused() -> None:
         recipe(siblings={"hold": 0})
     with pytest.raises(ConfigError, match="siblings takes hold"):
         recipe(siblings={"held": 3})
+    with pytest.raises(ConfigError, match="siblings takes hold"):
+        recipe(siblings={"floor": "low"})
     with pytest.raises(ConfigError, match="siblings teach PPO with continuous actions only"):
         recipe(action="discrete")
     with pytest.raises(ConfigError, match="siblings must be a positive integer, got 0"):

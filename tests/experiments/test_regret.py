@@ -10,7 +10,7 @@ import pytest
 from rlrate import Controller
 from rlrate.envs import TrainingConfig
 from rlrate.experiments import run_suite
-from rlrate.experiments.regret import RegretSet, duel, ratios, references, regrets
+from rlrate.experiments.regret import RegretSet, duel, main, ratios, references, regrets
 from rlrate.experiments.suite import Problem, Suite
 
 SMALL = RegretSet(families=("logistic-regression", "noisy-quadratic"), steps=(40, 60), draws=3, runs=2, seed=5)
@@ -45,3 +45,17 @@ def test_a_duel_is_paired() -> None:
     ratio, back = duel(bold, idle, config, draws=3, runs=2), duel(idle, bold, config, draws=3, runs=2)
     assert ratio.high < 1.0
     assert ratio.value * back.value == pytest.approx(1.0)
+
+
+def test_given_rates_are_judged_and_bad_requests_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problem = Problem("quadratic-20", "momentum", 40, start=(1e-6, 10.0))
+    run_suite(
+        Suite("tiny", "Tiny", (problem,), ("constant",), ("learned",), 2, 1, 3),
+        tmp_path,
+        controller=Controller.constant(0.6),
+    )
+    main(["--starts", str(tmp_path)])
+    assert capsys.readouterr().out == "4 learned runs from given rates: 0 diverged, losses differ by at most 0.00%\n"
+    with pytest.raises(SystemExit):
+        main(["--workload", "wine-mlp", "default"])
+    assert "--workload compares two controllers" in capsys.readouterr().err

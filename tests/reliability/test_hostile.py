@@ -121,7 +121,7 @@ CONTROLLERS: dict[str, Callable[[Path, Controller], bytes]] = {
     "zip-bomb": lambda *_: archive({"data": bytes(2**26)}),
     "header-overflow": lambda *_: raw(b"{}", length=2**64 - 1),
     "header-of-an-exabyte": lambda *_: raw(b"{}", length=2**60),
-    "header-longer-than-the-file": lambda *_: raw(ONE, bytes(92), length=4096),
+    "header-longer-than-the-file": lambda *_: raw(ONE, bytes(4 * SIZE + 4), length=4096),
     "overlapping-tensors": lambda *_: raw({"a": entry([22], 0, 88), "b": entry([22], 44, 132)}, bytes(132)),
     "hole": lambda *_: raw({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, bytes(12)),
     "shape-overflow": lambda *_: raw({"a": entry([2**62, 16], 0, 4)}, bytes(4)),
