@@ -43,9 +43,8 @@ class Recipe:
         algorithm: Keyword arguments of the SB3 algorithm.
         relative_reward: Whether each run is paid relative to the mean of its population.
         siblings: How runs that share their seed (``environment.siblings``) teach by comparison: "hold", decisions for
-            which exploration noise is held, and "floor", in nats; see
-            :class:`rlrate.agents.rollout.SiblingRolloutBuffer`. Empty for SB3's own advantages. Only for PPO with
-            continuous actions.
+            which exploration noise is held, "floor", in nats, and "branch", whether siblings part once instead; see
+            :mod:`rlrate.agents.rollout`. Empty for SB3's own advantages. Only for PPO with continuous actions.
         anneal_learning_rate: Whether the policy's own learning rate goes linearly to zero.
         initial: Controller whose policy the training begins with, a bundled name or a file; empty for a fresh one.
             Its specification and its network are then those of the training.
@@ -102,10 +101,13 @@ class Recipe:
                 f"siblings needs environment.siblings, a number that divides the {self.runs // self.draws} runs of a "
                 f"draw and is at least 2, got {count!r}"
             )
-        unknown = sorted(set(self.siblings) - {"hold", "floor"})
+        unknown = sorted(set(self.siblings) - {"hold", "floor", "branch"})
         hold, floor = self.siblings.get("hold", 1), self.siblings.get("floor", 0.1)
-        if unknown or not isinstance(hold, int) or hold < 1 or not isinstance(floor, int | float) or floor <= 0:
-            raise ConfigError(f"siblings takes hold, an integer >= 1, and floor > 0, got {self.siblings!r}")
+        wrong = not isinstance(hold, int) or hold < 1 or not isinstance(floor, int | float) or floor <= 0
+        if unknown or wrong or not isinstance(self.siblings.get("branch", False), bool):
+            raise ConfigError(
+                f"siblings takes hold, an integer >= 1, floor > 0 and branch, true or false, got {self.siblings!r}"
+            )
         if self.algo != "ppo" or self.action != "continuous":
             raise ConfigError(
                 "siblings teach PPO with continuous actions only; leave out siblings, or change the others"

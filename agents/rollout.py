@@ -7,11 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-__all__ = ["HeldNoisePolicy", "SiblingRolloutBuffer"]
+__all__ = ["BranchRolloutBuffer", "BranchingPolicy", "HeldNoisePolicy", "SiblingRolloutBuffer"]
+
+Array = NDArray[np.float64]
+
+#: The largest sum of what a detour adds to actions: the rate changes by up to 2.5 to this power.
+DETOUR = 3.0
 
 
 class HeldNoisePolicy(ActorCriticPolicy):
@@ -45,13 +51,23 @@ class HeldNoisePolicy(ActorCriticPolicy):
         actions, values, log_prob = super().forward(obs, deterministic=True)
         if deterministic:
             return actions, values, log_prob
-        if self.decisions % self.hold == 0:
-            self._noise = torch.randn_like(actions)
-        self.decisions += 1
         distribution = self.get_distribution(obs)
         assert isinstance(distribution, DiagGaussianDistribution)
-        actions = actions + self.log_std.exp() * self._noise
-        return actions, values, distribution.log_prob(actions)
+        noise = self.noise(len(actions))
+        self.decisions += 1
+        actions = actions + noise
+        return actions, self.marks(values, noise), distribution.log_prob(actions)
+
+    def noise(self, runs: int) -> torch.Tensor:
+        """What the runs add to the policy's answers at this decision, (N, 1)."""
+        if self.decisions % self.hold == 0:
+            self._noise = torch.randn(runs, 1)
+        return self.log_std.exp() * self._noise
+
+    def marks(self, values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """What the buffer is told beside actions, in the place of values."""
+        del noise
+        return values
 
 
 class SiblingRolloutBuffer(RolloutBuffer):
@@ -79,11 +95,68 @@ class SiblingRolloutBuffer(RolloutBuffer):
     def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: np.ndarray[Any, Any]) -> None:
         """Fills in the advantages; what follows the rollout's end counts for nothing."""
         del last_values, dones
-        returns = np.cumsum(self.rewards[::-1], axis=0, dtype=np.float64)[::-1]
-        returns = returns[np.arange(len(returns)) // self._hold * self._hold]
+        returns = self.compared()
         groups = returns.reshape(len(returns), -1, self._siblings)
         relative = (groups - groups.mean(axis=2, keepdims=True)).reshape(len(returns), self._draws, -1)
         spread = np.sqrt(np.square(relative).mean(axis=2, keepdims=True))
         advantages = (relative / (spread + self._floor)).reshape(self.rewards.shape)
         self.advantages = advantages.astype(np.float32)
         self.returns = self.advantages + self.values
+
+    def compared(self) -> Array:
+        """The return by which each decision is judged, shape (decisions, N)."""
+        returns = np.cumsum(self.rewards[::-1], axis=0, dtype=np.float64)[::-1]
+        return np.asarray(returns[np.arange(len(returns)) // self._hold * self._hold])
+
+
+class BranchingPolicy(HeldNoisePolicy):
+    """A policy whose siblings part once, and follow it before and afterwards.
+
+    All siblings act alike until a decision that is drawn for them; for some decisions each is then bolder or more timid
+    than the policy, by an amount of its own, and follows it again. What their ends differ by is what that detour was
+    worth. It goes further than noise that a whole run could bear, so it finds what lies behind a worse stretch.
+
+    Args:
+        siblings: Successive runs that part together.
+        span: Decisions of a run.
+    """
+
+    def __init__(self, *args: Any, siblings: int = 2, span: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.siblings, self.span = siblings, span
+        self._begin = self._end = torch.zeros(0)
+
+    def noise(self, runs: int) -> torch.Tensor:
+        """Zero but for the decisions of the detour."""
+        if self.decisions == 0:
+            self._part(runs // self.siblings)
+        apart = (self.decisions >= self._begin) & (self.decisions < self._end)
+        return torch.where(apart, self._noise, 0.0)
+
+    def marks(self, values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """1 where siblings differ, as nothing else is learnt from."""
+        return (noise != 0.0).to(values.dtype)
+
+    def _part(self, groups: int) -> None:
+        begin = torch.randint(0, max(1, self.span - 2), (groups,))
+        length = torch.exp(torch.empty(groups).uniform_(math.log(2.0), math.log(2.0 * self.hold))).round()
+        # Spread evenly, so that no group is without boldness or without restraint.
+        shares = torch.linspace(-1.0, 1.0, self.siblings)
+        total = torch.stack([shares[torch.randperm(self.siblings)] for _ in range(groups)]) * DETOUR
+        self._noise = (total / length[:, None]).clamp(-1.0, 1.0).reshape(-1, 1)
+        self._begin = begin.repeat_interleave(self.siblings)[:, None]
+        self._end = (begin + length).repeat_interleave(self.siblings)[:, None]
+
+
+class BranchRolloutBuffer(SiblingRolloutBuffer):
+    """Compares siblings by their whole return, and learns from the decisions of their detours alone."""
+
+    def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: np.ndarray[Any, Any]) -> None:
+        """Fills in the advantages."""
+        super().compute_returns_and_advantage(last_values, dones)
+        self.advantages *= self.values
+        self.returns = self.advantages.copy()
+
+    def compared(self) -> Array:
+        """The whole return: what came before the detour is the same for all siblings."""
+        return np.broadcast_to(self.rewards.sum(axis=0, dtype=np.float64), self.rewards.shape)

@@ -20,7 +20,7 @@ from rlrate.agents.imitation import Imitation, imitate
 from rlrate.agents.metrics import RolloutMetrics, write_csv
 from rlrate.agents.recipe import ON_POLICY, Recipe
 from rlrate.agents.record import config, provenance, recorded_recipe
-from rlrate.agents.rollout import HeldNoisePolicy, SiblingRolloutBuffer
+from rlrate.agents.rollout import BranchingPolicy, BranchRolloutBuffer, HeldNoisePolicy, SiblingRolloutBuffer
 from rlrate.agents.vecenv import PopulationVecEnv
 from rlrate.controller import Controller
 from rlrate.envs.env import to_unit
@@ -173,11 +173,16 @@ def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
     if recipe.algo in ON_POLICY:
         settings.setdefault("n_steps", recipe.episode_length)
         settings.setdefault("gamma", 1.0)
+    policy_class: Any = "MlpPolicy"
     if recipe.siblings:
         comparison = {"hold": 1, "siblings": recipe.environment["siblings"], **recipe.siblings}
+        branch = comparison.pop("branch", False)
         policy_kwargs["hold"] = comparison["hold"]
+        if branch:
+            policy_kwargs |= {"siblings": comparison["siblings"], "span": recipe.episode_length}
+        policy_class = BranchingPolicy if branch else HeldNoisePolicy
         settings |= {
-            "rollout_buffer_class": SiblingRolloutBuffer,
+            "rollout_buffer_class": BranchRolloutBuffer if branch else SiblingRolloutBuffer,
             "rollout_buffer_kwargs": {"draws": recipe.draws, **comparison},
             "vf_coef": 0.0,  # nothing asks for the value function
         }
@@ -185,7 +190,7 @@ def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
     settings["learning_rate"] = LinearToZero(rate) if recipe.anneal_learning_rate else rate
     try:
         model = ALGORITHM_CLASSES[recipe.algo](
-            HeldNoisePolicy if recipe.siblings else "MlpPolicy",
+            policy_class,
             env,
             policy_kwargs=policy_kwargs,
             seed=recipe.seed,

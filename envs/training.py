@@ -159,6 +159,7 @@ class TrainingRuns:
         self.heldout_accuracy = np.full(self.size, np.nan)
         self._first = np.full(self.size, np.nan)
         self.improvement = np.zeros(self.size)
+        self._waiting: list[Array] = []
 
     @classmethod
     def sample(cls, config: TrainingConfig, seed: Sequence[int], members: Sequence[int]) -> TrainingRuns:
@@ -181,7 +182,7 @@ class TrainingRuns:
     @property
     def rates(self) -> Array:
         """Learning rate of the next update of each run, shape (N,)."""
-        return self.control.rates
+        return self.control.rates_at(self._position)
 
     def begin(self) -> NDArray[np.float32]:
         """Runs up to the first decision; the observation there has shape (N, size of the signals)."""
@@ -207,25 +208,35 @@ class TrainingRuns:
 
     def update(self) -> Array:
         """One update of every run; returns the training losses, shape (N,)."""
-        control, population = self.control, self.population
+        control, population, position = self.control, self.population, self._position
         losses = population.backward()
-        sampling = control.sampling
+        sampling = control.samples_at(position)
         if sampling:
-            if control.updates == 0 and control.probing:
+            if position == 0 and control.probing:
                 control.set_probe(
                     self._sampler.norms(population.gradients).double().numpy(),
                     self._sampler.norms(population.parameters).double().numpy(),
                     sum(p[0].numel() for p in population.parameters),
                 )
             self._sampler.before(population.parameters, population.gradients)
-        rates = torch.from_numpy(control.rates).to(losses.dtype)
+        rates = torch.from_numpy(control.rates_at(position)).to(losses.dtype)
         population.update(rates)
         if sampling:
             self._sampler.after(population.parameters)
-        samples = self._sampler.collect() if control.wants_samples() else None
         values: Array = losses.double().numpy()
-        control.advance(values, samples)
+        # Losses wait until something may follow from them: that is once in some updates, and costs much less.
+        self._waiting.append(values)
+        count = len(self._waiting)
+        if control.closes(count, count):
+            samples = self._sampler.collect() if control.wants_samples(count) else None
+            control.advance(np.stack(self._waiting), samples, count)
+            self._waiting.clear()
         return values
+
+    @property
+    def _position(self) -> int:
+        """Updates made."""
+        return self.control.updates + len(self._waiting)
 
     def _advance(self) -> NDArray[np.float32]:
         total, count = np.zeros(self.size), 0

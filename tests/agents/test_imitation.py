@@ -24,6 +24,7 @@ CONFIG = TrainingConfig(
 SETTINGS = Imitation(draws=4, runs=3, epochs=20, batch_size=64)
 
 
+@pytest.mark.slow
 def test_it_is_better_than_holding_the_rate_and_does_not_depend_on_the_workers() -> None:
     done: list[tuple[int, int]] = []
     made = [

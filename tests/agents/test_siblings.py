@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 
 from rlrate.agents import PopulationVecEnv, Recipe, train
-from rlrate.agents.rollout import SiblingRolloutBuffer
+from rlrate.agents.rollout import BranchRolloutBuffer, SiblingRolloutBuffer
 from rlrate.agents.train import make_model
 from rlrate.controller import Controller
 from rlrate.envs import TrainingVectorEnv
@@ -93,8 +93,57 @@ def test_advantages_compare_siblings_from_where_their_noise_began() -> None:
     assert np.abs(advantages(rewards * 1e-3, floor=0.1)).max() < 0.1
 
 
-def test_a_training_by_comparison_moves_the_policy_and_can_be_resumed(tmp_path: Path) -> None:
-    whole = Controller.load(train(TINY, tmp_path / "whole"))
+BRANCH = replace(TINY, siblings={"hold": 2, "branch": True})
+
+
+def test_siblings_part_once_and_follow_the_policy_before_and_after() -> None:
+    env = PopulationVecEnv(BRANCH.make_env(), seed=1)
+    policy: Any = make_model(BRANCH, env).policy
+    torch.manual_seed(0)
+    observations = torch.zeros(400, len(BRANCH.spec.signals))
+    mean = policy(observations, deterministic=True)[0]
+    begins, lengths = set(), set()
+    for _ in range(3):
+        policy.begin_rollout(1.0)
+        steps = [policy(observations) for _ in range(BRANCH.episode_length)]
+        added = torch.stack([actions - mean for actions, _, _ in steps])[:, :, 0].detach()
+        marked = torch.stack([values for _, values, _ in steps])[:, :, 0].detach()
+        np.testing.assert_allclose(added[marked == 0], 0.0, atol=1e-7)
+        assert (added[marked == 1].abs() > 0.1).all()
+        for group in range(100):
+            own, apart = added[:, 4 * group : 4 * group + 4], marked[:, 4 * group : 4 * group + 4]
+            assert (apart == apart[:, :1]).all(), "siblings part and meet together"
+            (where,) = np.nonzero(apart[:, 0].numpy())
+            begins.add(int(where[0]))
+            lengths.add(len(where))
+            assert np.array_equal(where, np.arange(where[0], where[0] + len(where)))
+            rows = own[where].numpy()
+            np.testing.assert_allclose(rows, np.tile(rows[:1], (len(where), 1)), atol=1e-6)  # held
+            assert len(np.unique(rows[0].round(3))) >= 2
+            assert abs(rows[0].sum()) < 1e-5  # as bold as timid
+            assert np.abs(rows.sum(axis=0)).max() <= 3.0 + 1e-4
+    assert begins == set(range(BRANCH.episode_length - 2))
+    assert lengths >= {2, 3, 4}
+
+
+def test_only_detours_are_learned_from_and_by_the_whole_return() -> None:
+    buffer = BranchRolloutBuffer(
+        4, spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (1,)), n_envs=4, draws=2, siblings=2, floor=1e-9
+    )
+    marks = np.array([[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]], np.float32)
+    rewards = np.random.default_rng(0).normal(size=(4, 4))
+    for row, mark in zip(rewards, marks, strict=True):
+        buffer.add(np.zeros((4, 2)), np.zeros((4, 1)), row, np.zeros(4), torch.from_numpy(mark), torch.zeros(4))
+    buffer.compute_returns_and_advantage(torch.zeros(4), np.ones(4))
+    ends = rewards.sum(axis=0)
+    # of two siblings one is a standard deviation above their mean, the other below
+    signs = np.sign([ends[0] - ends[1], ends[1] - ends[0], ends[2] - ends[3], ends[3] - ends[2]])
+    np.testing.assert_allclose(buffer.advantages, marks * signs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", [TINY, BRANCH], ids=["held", "branch"])
+def test_a_training_by_comparison_moves_the_policy_and_can_be_resumed(tmp_path: Path, recipe: Recipe) -> None:
+    whole = Controller.load(train(recipe, tmp_path / "whole"))
     stopped = tmp_path / "stopped"
 
     def stop(done: int, total: int, figures: dict[str, float]) -> None:
@@ -102,10 +151,10 @@ def test_a_training_by_comparison_moves_the_policy_and_can_be_resumed(tmp_path: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(TINY, stopped, progress=stop)
-    resumed = Controller.load(train(TINY, stopped, resume=True))
+        train(recipe, stopped, progress=stop)
+    resumed = Controller.load(train(recipe, stopped, resume=True))
     start = Controller.load(
-        train(replace(TINY, algorithm={**TINY.algorithm, "learning_rate": 1e-12}), tmp_path / "start")
+        train(replace(recipe, algorithm={**TINY.algorithm, "learning_rate": 1e-12}), tmp_path / "start")
     )
     for (weight, bias), (other, bias2), (first, _) in zip(whole.layers, resumed.layers, start.layers, strict=True):
         assert torch.equal(weight, other) and torch.equal(bias, bias2)
@@ -121,12 +170,14 @@ def test_recipes_that_cannot_compare_are_refused() -> None:
         recipe(environment={**environment, "siblings": 3})
     with pytest.raises(ConfigError, match="at least 2, got 1"):
         recipe(environment={"workload": "wine-mlp", "steps": 60})
-    with pytest.raises(ConfigError, match=r"siblings takes hold, an integer >= 1, and floor > 0, got \{'hold': 0\}"):
+    with pytest.raises(ConfigError, match=r"siblings takes hold, .* true or false, got \{'hold': 0\}"):
         recipe(siblings={"hold": 0})
     with pytest.raises(ConfigError, match="siblings takes hold"):
         recipe(siblings={"held": 3})
     with pytest.raises(ConfigError, match="siblings takes hold"):
         recipe(siblings={"floor": "low"})
+    with pytest.raises(ConfigError, match="siblings takes hold"):
+        recipe(siblings={"branch": 1})
     with pytest.raises(ConfigError, match="siblings teach PPO with continuous actions only"):
         recipe(action="discrete")
     with pytest.raises(ConfigError, match="siblings must be a positive integer, got 0"):

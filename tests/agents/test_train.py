@@ -58,6 +58,7 @@ def test_the_same_seed_gives_the_same_file_and_another_does_not(
     assert Controller.load(other).identity != Controller.load(again).identity
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_does_not_matter(trained: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
     spread = train(Recipe.from_dict(tiny), tmp_path / "spread", workers=2)
     assert spread.read_bytes() == (trained / "controller.safetensors").read_bytes()

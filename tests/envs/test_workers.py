@@ -154,6 +154,7 @@ def test_moving_draws_lightens_the_busiest_host(costs: list[float], hosts: int) 
         assert busiest(spread(dict(enumerate(costs)), hosts, alone)) < busiest(alone) or sum(costs) < 1.1 * max(costs)
 
 
+@pytest.mark.slow
 def test_where_a_draw_is_trained_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def rollout() -> list[Any]:
         batch = TrainingVectorEnv(6, draws=3, workers=2, workload="wine-mlp", steps=20)

@@ -142,6 +142,7 @@ def test_killed_at_random_moments_it_goes_on_and_gives_the_same_table(whole: Res
     assert table(load(tmp_path)) == table(whole)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_the_table_stays_the_same(whole: Results, tmp_path: Path) -> None:
     from rlrate.experiments import backends
 

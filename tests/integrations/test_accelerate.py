@@ -101,6 +101,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes(case: str, pair: list[dict[str, Any]]) -> None:
     first, second = (seen[case] for seen in pair)

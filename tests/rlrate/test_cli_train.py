@@ -155,6 +155,7 @@ def test_export_writes_the_controller_of_the_training(trained: tuple[Path, dict[
     assert "no checkpoint" in fail("export", tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(recipe: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from rlrate.cli import main; main()", "train", "--out", "my run"]
     process = subprocess.Popen(

@@ -211,6 +211,26 @@ def test_moving_averages_move() -> None:
     np.testing.assert_allclose(observed, [-math.log1p(expected[0]), -math.log1p(expected[1]), 0.0], atol=1e-6)
 
 
+def test_the_mean_of_actions_moves() -> None:
+    signals = Signals(("action_mean",))
+    seen = [signals.observe(one(action=action))[0, 0] for action in (1.0, -0.5, 0.0)]
+    np.testing.assert_allclose(seen, [0.3, 0.06, 0.042], atol=1e-6)
+
+
+def test_cosines_are_averaged_over_the_pairs_there_are() -> None:
+    rows = [[4.0, math.nan, math.nan, 1.0, 1.0, 2.0, 0.0], [4.0, 4.0, 4.0, 1.0, 1.0, 2.0, 0.0]]
+    samples = np.array([*rows, [4.0, 2.0, 4.0, 1.0, 1.0, 2.0, 0.0]])[:, :, None]
+    signals = Signals(("gradient_cosine",))
+    assert signals.observe(one(samples=samples))[0, 0] == pytest.approx((1.0 + 0.5) / 2)
+    assert signals.observe(one(samples=samples[:1]))[0, 0] == 0.0  # no pair at all
+
+
+def test_intervals_of_one_update_read_zero() -> None:
+    signals = Signals(("interval",))
+    assert [signals.observe(one(updates=updates))[0, 0] for updates in (0, 1)] == [0.0, 0.0]
+    assert signals.observe(one(updates=2))[0, 0] == pytest.approx(math.log10(2.0) / 3.0)
+
+
 def test_losses_that_are_not_positive_are_measured_against_their_noise() -> None:
     signals = Signals(("loss_initial", "loss_best"))
     signals.observe(one(loss=-1.0, noise=0.5))
@@ -225,6 +245,8 @@ def test_promises_need_a_descent_and_a_known_loss() -> None:
     uphill = second().samples * np.array([1, 1, 1, 1, 1, -1, 1])[:, None]
     assert signals.observe(one())[0, 1] == 0.0  # nothing to compare with
     assert not signals.observe(one(loss=1.0, samples=uphill)).any()
+    flat = second().samples * np.array([1, 1, 1, 1, 1, 0, 1])[:, None]
+    assert not signals.observe(one(loss=1.0, samples=flat)).any()
     assert signals.observe(one(loss=math.nan))[0, 1] == 0.0
     assert not Signals(("promise", "kept")).observe(one(loss=math.nan, noise=math.nan)).any()
 

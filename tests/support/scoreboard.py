@@ -198,7 +198,7 @@ ROWS = (
     Row(
         "orders",
         "No test depends on another",
-        "the tests in random orders",
+        "all tests but the slow ones, which start groups of processes, in random orders",
         (),
         20,
         target="no failure in 20 orders",
