@@ -124,6 +124,7 @@ def test_a_folder_whose_recipe_meant_something_else_is_refused(trained: Path, tm
     assert Controller.load(path).identity == Controller.load(trained / "controller.safetensors").identity
 
 
+@pytest.mark.slow
 def test_it_learns(tiny: dict[str, Any], tmp_path: Path) -> None:
     """A real check of the whole chain: the log improvement must rise well above that of an untrained policy."""
     recipe = Recipe.from_dict(

@@ -38,6 +38,7 @@ def kill(host: ProcessHost) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_process_answers_as_this_one_does_until_it_dies(host: ProcessHost) -> None:
     here = Draws(CONFIG, 2)
     for method, argument in (("begin", {3: (1, 0, 3)}), ("step", {3: np.array([0.5, -0.5])})):
@@ -75,6 +76,7 @@ def test_draws_that_were_lost_are_trained_again_to_the_same_decision() -> None:
             np.testing.assert_array_equal(theirs[index].facts["lr"], ours[index].facts["lr"])
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -134,6 +134,7 @@ assert open(out + "/results.jsonl", "rb").read().startswith(kept)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_at_random_moments_it_goes_on_and_gives_the_same_table(whole: Results, tmp_path: Path) -> None:
     moments = np.random.default_rng(0).integers(5, 45, size=4)

@@ -32,6 +32,7 @@ APPENDS = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_and_continued(
     tiny: dict[str, Any], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -80,6 +80,7 @@ def test_workloads_lists_all_and_shows_a_sample(tmp_path: Path) -> None:
     assert "did you mean 'cnn'" in fail("workloads", "cn")
 
 
+@pytest.mark.slow
 def test_compare_prints_its_table_and_writes_its_files(tmp_path: Path) -> None:
     controller = Controller.constant(0.3).save(tmp_path / "constant.safetensors")
     arguments = (

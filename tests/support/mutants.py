@@ -25,7 +25,7 @@ from typing import Any
 import scoreboard
 
 ROOT = scoreboard.ROOT
-SECONDS = 150  # for the tests of one mutant; one that hangs is noticed too
+SECONDS = 300  # for the tests of one mutant; one that hangs is noticed too
 
 #: Module, its file, and the tests that belong to it, the quickest first.
 TARGETS: dict[str, tuple[str, list[str]]] = {
