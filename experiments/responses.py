@@ -98,14 +98,15 @@ def responses(controller: Controller, observations: Array) -> list[Response]:
 
 
 def save_responses(found: Sequence[Response], path: Path, title: str) -> Path:
-    """Draws one small picture for each signal; returns ``path``."""
+    """Draws one small picture for each signal that varied; returns ``path``."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
+    found = [response for response in found if response.values[0] < response.values[-1]]
     columns = 4
-    rows = -(-len(found) // columns)
+    rows = max(1, -(-len(found) // columns))
     figure, axes = plt.subplots(
         rows, columns, figsize=(2.6 * columns, 1.7 * rows + 0.6), sharey=True, squeeze=False, layout="constrained"
     )
@@ -123,7 +124,7 @@ def save_responses(found: Sequence[Response], path: Path, title: str) -> Path:
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     # No date and no random names inside: the same controller gives the same file.
-    with mpl.rc_context({"svg.hashsalt": "rlrate"}):
+    with mpl.rc_context({"svg.hashsalt": "rlrate", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
     return path

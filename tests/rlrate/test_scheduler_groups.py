@@ -84,3 +84,10 @@ def test_a_group_added_later_joins_with_the_ratio_it_was_given(
         assert third == pytest.approx(first, rel=1e-5)
     assert len(scheduler.get_last_lr()) == len(scheduler.base_lrs) == 3
     assert len(scheduler.report().updates) == 7
+
+
+def test_no_rate_is_above_ten_thousand_unless_it_is_allowed(make_loop: Any, make_spec: Any) -> None:
+    given, allowed = make_loop(lr=1e6), make_loop(lr=1e6)
+    controller = Controller.constant(spec=make_spec())  # holds the rate that was given
+    assert given.run(LearnedLR(given.optimizer, 30, controller), 1) == pytest.approx([1e4])
+    assert allowed.run(LearnedLR(allowed.optimizer, 30, controller, max_lr=1e7), 1) == pytest.approx([1e6])

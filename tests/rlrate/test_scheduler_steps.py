@@ -15,6 +15,8 @@ from torch import nn
 
 from rlrate import Controller, LearnedLR, SchedulerError
 from rlrate.control import ControlSpec
+from rlrate.ranks import Ranks
+from rlrate.scheduler import LATE
 
 Make = Callable[..., Controller]
 MakeSpec = Callable[..., ControlSpec]
@@ -134,6 +136,42 @@ def test_more_steps_than_updates_change_nothing_and_one_warning_is_given(make_lo
             observed.append(eager.optimizer.param_groups[0]["lr"])
     assert len(caught) == 1
     assert observed == expected
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_of_two_processes_each_may_call_once(
+    loaded: bool, make_loop: Any, make_controller: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Accelerate does: only a call more than there are processes is one too many."""
+    loop, controller = make_loop(), make_controller()
+    scheduler = LearnedLR(loop.optimizer, 30, controller)
+    loop.run(scheduler, 10)
+    if loaded:
+        fresh = LearnedLR(loop.optimizer, 30, controller)
+        fresh.load_state_dict(scheduler.state_dict())
+        scheduler = fresh
+    monkeypatch.setattr(Ranks, "size", property(lambda ranks: 2))
+    scheduler.step()  # warnings are errors
+    with pytest.warns(UserWarning, match="without an optimizer.step"):
+        scheduler.step()
+
+
+@pytest.mark.parametrize(("updates", "late"), [(LATE + 2, False), (LATE + 3, True)])
+def test_called_too_late_for_a_decision_it_says_so(
+    updates: int, late: bool, make_loop: Any, make_spec: MakeSpec
+) -> None:
+    loop = make_loop()
+    scheduler = LearnedLR(loop.optimizer, 300, Controller.constant(spec=make_spec(start=1e-3)))
+    assert scheduler._driver.control.next_event == 2
+    for _ in range(updates):
+        loss = loop.backward()
+        loop.optimizer.step()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scheduler.step(loss)
+    told = [str(w.message) for w in caught if "too late for a decision" in str(w.message)]
+    assert len(told) == late
+    assert all(f"once for {updates} updates" in text for text in told)
 
 
 def test_a_step_before_the_first_update_changes_nothing(make_loop: Any) -> None:

@@ -198,7 +198,8 @@ ROWS = (
     Row(
         "orders",
         "No test depends on another",
-        "all tests but the slow ones, which start groups of processes, in random orders",
+        "the tests of runtime, experiments and reliability in random orders, but for the slow ones, which start groups "
+        "of processes",
         (),
         20,
         target="no failure in 20 orders",

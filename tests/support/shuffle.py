@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--orders", type=int, default=20)
     parser.add_argument("--at-once", type=int, default=2)
-    parser.add_argument("tests", nargs="*", default=["tests"])
+    parser.add_argument("tests", nargs="*", default=["tests/rlrate", "tests/experiments", "tests/reliability"])
     given = parser.parse_args()
     failed = 0
     with ThreadPoolExecutor(given.at_once) as pool:
