@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rlrate.controller import Controller
@@ -46,7 +50,13 @@ def run_controller(controller: Controller, runs: TrainingRuns) -> list[NDArray[n
 
 
 def evaluate(
-    controller: Controller, config: TrainingConfig, *, seed: int = 1, draws: int = 16, runs: int = 4
+    controller: Controller,
+    config: TrainingConfig,
+    *,
+    seed: int = 1,
+    draws: int = 16,
+    runs: int = 4,
+    workers: int = 1,
 ) -> list[Outcome]:
     """Outcomes of ``draws`` x ``runs`` fresh training runs.
 
@@ -56,26 +66,36 @@ def evaluate(
         seed: Determines the draws; use one that was not trained on.
         draws: Number of workloads drawn.
         runs: Networks for each.
+        workers: Processes over which the draws are spread, with one thread each; 1 stays in this one. The outcomes
+            do not depend on it.
     """
-    config = replace(config, spec=controller.spec)
-    outcomes = []
-    for index in range(draws):
-        population = TrainingRuns.sample(config, (seed, 0, index), range(runs))
-        run_controller(controller, population)
-        draw = population.draw
-        for row in range(runs):
-            outcomes.append(
-                Outcome(
-                    draw.workload.family,
-                    draw.workload.name,
-                    draw.optimizer.name,
-                    draw.steps,
-                    float(population.heldout_loss[row]),
-                    float(population.improvement[row]),
-                    bool(population.diverged[row]),
-                )
-            )
-    return outcomes
+    one = partial(_draw, controller, replace(config, spec=controller.spec), seed, runs)
+    if workers <= 1:
+        found = [one(index) for index in range(draws)]
+    else:
+        with ProcessPoolExecutor(
+            workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            found = list(pool.map(one, range(draws)))
+    return [outcome for group in found for outcome in group]
+
+
+def _draw(controller: Controller, config: TrainingConfig, seed: int, runs: int, index: int) -> list[Outcome]:
+    population = TrainingRuns.sample(config, (seed, 0, index), range(runs))
+    run_controller(controller, population)
+    draw = population.draw
+    return [
+        Outcome(
+            draw.workload.family,
+            draw.workload.name,
+            draw.optimizer.name,
+            draw.steps,
+            float(population.heldout_loss[row]),
+            float(population.improvement[row]),
+            bool(population.diverged[row]),
+        )
+        for row in range(runs)
+    ]
 
 
 def by_family(outcomes: list[Outcome]) -> dict[str, tuple[float, int]]:

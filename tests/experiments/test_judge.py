@@ -1,0 +1,49 @@
+"""Judging controllers by many small draws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rlrate import Controller
+from rlrate.agents import Outcome
+from rlrate.errors import ConfigError
+from rlrate.experiments.judge import RUNS, judge, main, outcomes
+
+
+def drawn(improvements: list[float], families: list[str]) -> list[Outcome]:
+    """Three equal runs of each draw."""
+    return [
+        Outcome(family, f"{family}/x", "adam", 300, 0.1, value, diverged=False)
+        for family, value in zip(families, improvements, strict=True)
+        for _ in range(RUNS)
+    ]
+
+
+def test_differences_are_averaged_over_draws_and_bounded() -> None:
+    families = ["a", "a", "b", "b"]
+    one, other = drawn([1.0, 2.0, 3.0, 12.0], families), drawn([0.5, 2.2, 3.0, 2.0], families)
+    found = judge(one, other)
+    values = [0.5, -0.2, 0.0, 1.0]  # ten nats count as one
+    assert found.mean == pytest.approx(np.mean(values))
+    assert found.error == pytest.approx(np.std(values, ddof=1) / 2)
+    assert (found.better, found.worse) == (0.5, 0.25)
+    assert {name: (round(mean, 9), n) for name, (mean, n) in found.families.items()} == {"a": (0.15, 2), "b": (0.5, 2)}
+
+
+def test_what_ran_on_other_draws_cannot_be_compared() -> None:
+    one = drawn([1.0, 2.0], ["a", "b"])
+    with pytest.raises(ConfigError, match="the same draws"):
+        judge(one, [replace(outcome, steps=301) for outcome in one])
+    with pytest.raises(ConfigError, match="at least 2 draws, got 1"):
+        outcomes(Controller.constant(), draws=1)
+
+
+def test_the_command_compares_with_the_one_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["0.2", "0", "--against", "0", "--draws", "2", "--workers", "1", "--steps", "40", "60"])
+    first, better, families, same, _ = capsys.readouterr().out.splitlines()
+    assert first == "0: 0 of 6 runs broke"
+    assert better.startswith("0.2: +") and "better on" in better and families.startswith("  ")
+    assert same.startswith("0: +0.000 nats (standard error 0.000), better on 0% and worse on 0% of 2 draws")
