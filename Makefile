@@ -68,7 +68,7 @@ RELIABILITY := tests/reliability tests/rlrate/test_conformance.py tests/rlrate/t
 	tests/rlrate/test_resume.py tests/envs/test_env.py
 
 .PHONY: soak
-soak: $(VENV)/.dev ## The long share of the reliability tests, then the scoreboard (half an hour, 2 cores)
+soak: $(VENV)/.dev ## The long share of the reliability tests, then the scoreboard (some five minutes, 2 cores)
 	@RLRATE_SOAK=$(or $(RLRATE_SOAK),1) PYTHONPATH=tests/support $(PYTEST) -q -n $(WORKERS) -p recorder $(RELIABILITY) $(ARGS)
 	@$(BIN)/python tests/support/scoreboard.py
 
