@@ -26,8 +26,9 @@ from rlrate.controller import Controller
 from rlrate.envs import TrainingConfig
 from rlrate.envs.split import load_part
 from rlrate.errors import ConfigError
+from rlrate.experiments.regret import controller_of
 
-#: Draws that no training, and no other judgement, shares.
+#: Of draws that no bundled recipe trains on, and no other judgement shares.
 SEED = 4242
 
 #: Of the first loss: below it a fall counts for little. Nats: more than it, a difference counts as it.
@@ -119,10 +120,10 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     settings: dict[str, Any] = {"draws": given.draws, "steps": tuple(given.steps), "workers": given.workers}
-    other = outcomes(_controller(given.against), **settings)
+    other = outcomes(controller_of(given.against), **settings)
     print(f"{given.against}: {_broken(other)} of {len(other)} runs broke")
     for name in given.controllers:
-        one = outcomes(_controller(name), **settings)
+        one = outcomes(controller_of(name), **settings)
         found = judge(one, other)
         print(
             f"{name}: {found.mean:+.3f} nats (standard error {found.error:.3f}), better on {found.better:.0%} and "
@@ -133,13 +134,6 @@ def main(arguments: Sequence[str]) -> None:
 
 def _broken(found: Sequence[Outcome]) -> int:
     return sum(outcome.diverged for outcome in found)
-
-
-def _controller(name: str) -> Controller:
-    try:
-        return Controller.constant(float(name))
-    except ValueError:
-        return Controller.load(name)
 
 
 if __name__ == "__main__":

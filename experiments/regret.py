@@ -186,13 +186,13 @@ def main(arguments: Sequence[str], cache: Path = Path("runs/regret.json")) -> No
     elif given.against:
         results = load(given.against)
         for name in names:
-            _print_ratios(name, _controller(name), results)
+            _print_ratios(name, controller_of(name), results)
     elif given.workload:
         budgets = [int(number) for number in given.steps.split(",") if number.strip().isdigit()]
         if len(names) != 2 or len(budgets) != 2:
             parser.error("--workload compares two controllers, over --steps LEAST,MOST")
         config = TrainingConfig(workload=given.workload, optimizer=given.optimizer, steps=(budgets[0], budgets[1]))
-        ratio = duel(_controller(names[0]), _controller(names[1]), config)
+        ratio = duel(controller_of(names[0]), controller_of(names[1]), config)
         print(f"{names[0]} / {names[1]}: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], 16 draws x 5 runs")
     else:
         _print_regrets(names, cache)
@@ -205,7 +205,7 @@ def _print_regrets(names: Sequence[str], cache: Path) -> None:
         record = {"set": repr(judged), "references": references(judged).tolist()}
         write_atomically(cache, json.dumps(record).encode())
     for name in names:
-        values = regrets(_controller(name), judged, np.array(record["references"]))
+        values = regrets(controller_of(name), judged, np.array(record["references"]))
         print(f"{name}: mean {values.mean():+.3f}, median {np.median(values):+.3f}, worst {values.max():+.2f}")
 
 
@@ -214,7 +214,8 @@ def _log(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     return logs
 
 
-def _controller(name: str) -> Controller:
+def controller_of(name: str) -> Controller:
+    """The controller of a bundled name or a file; one that always answers it for a number."""
     try:
         return Controller.constant(float(name))
     except ValueError:

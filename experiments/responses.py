@@ -23,7 +23,7 @@ from rlrate.envs.split import load_part
 
 Array = NDArray[np.float64]
 
-#: Draws of the training part that no training and no regret shares.
+#: Of draws of the training part that no bundled recipe trains on, and no judgement shares.
 SEED = 31
 
 #: Values of a signal at which the action is asked for: between these quantiles of what occurs.

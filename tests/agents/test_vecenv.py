@@ -72,3 +72,13 @@ def test_evaluation_counts_every_run_and_repeats() -> None:
             weights=[len([o for o in outcomes if o.family == family]) for family in families],
         )
     )
+
+
+@pytest.mark.slow
+def test_evaluation_does_not_depend_on_the_processes() -> None:
+    config = TrainingConfig(workload=["wine-mlp", "diabetes-mlp"], optimizer="adam", steps=60)
+    alone = evaluate(Controller.constant(0.4), config, draws=3, runs=2)
+    spread = evaluate(Controller.constant(0.4), config, draws=3, runs=2, workers=2)
+    assert [(o.workload, o.steps) for o in spread] == [(o.workload, o.steps) for o in alone]
+    for one, other in zip(spread, alone, strict=True):
+        assert one.heldout_loss == pytest.approx(other.heldout_loss, rel=1e-4)
