@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,9 +80,13 @@ def test_a_broken_script_would_be_noticed(browser: Any, tmp_path: Path) -> None:
     text = browser.page.read_text("utf-8").replace('"use strict";', '"use strict"; nothing.there();')
     broken.write_text(text.replace("</main>", '<img src="https://example.org/x.png"></main>'), encoding="utf-8")
     browser.get(broken.as_uri())
-    messages = [entry["message"] for entry in browser.get_log("browser")]
-    assert any("nothing is not defined" in message for message in messages)
-    assert any("Content Security Policy" in message for message in messages)
+    messages: list[str] = []
+    wanted = ("nothing is not defined", "Content Security Policy")
+    until = time.monotonic() + 10.0  # the browser writes its log a little later
+    while time.monotonic() < until and not all(any(text in message for message in messages) for text in wanted):
+        messages += [entry["message"] for entry in browser.get_log("browser")]
+    for text in wanted:
+        assert any(text in message for message in messages)
 
 
 def test_the_table_sorts_both_ways_and_by_value(browser: Any) -> None:
