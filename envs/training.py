@@ -226,6 +226,7 @@ class TrainingRuns:
         values: Array = losses.double().numpy()
         # Losses wait until something may follow from them: that is once in some updates, and costs much less.
         self._waiting.append(values)
+        control.look(values)
         count = len(self._waiting)
         if control.closes(count, count):
             samples = self._sampler.collect() if control.wants_samples(count) else None

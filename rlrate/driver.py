@@ -45,6 +45,7 @@ class Driver:
         self.recorder = Recorder()
         self.position = 0  # updates that were noted
         self._losses: list[Loss | None] = []
+        self._looked = 0  # how many of them, from the first on, the control has looked at for an alarm
         self._flights: list[Flight] = []  # full blocks that have not arrived
         # Updates that may have been skipped: index of their loss or -1, and how many of them were.
         self._doubts: list[tuple[int, Tensor]] = []
@@ -68,7 +69,8 @@ class Driver:
     def pass_by(self, loss: Loss | None, doubt: Tensor | None = None) -> bool:
         """Takes note of an update that :meth:`quiet` allows; whether the guard cut the rate."""
         self._add(1, loss, doubt)
-        return len(self._losses) >= self._room and self._block()
+        cut = self._glance(loss, doubt)
+        return (len(self._losses) >= self._room and self._block()) or cut
 
     def note(self, count: int, loss: Loss | None, doubt: Tensor | None = None) -> None:
         """Takes note of ``count`` updates, of which the last one's loss is known or not.
@@ -79,6 +81,7 @@ class Driver:
             doubt: How many of them a GradScaler skipped, as a tensor that is looked at later.
         """
         self._add(count, loss, doubt)
+        self._glance(loss, doubt)
         if self.control.wants_samples(self.position - self.control.updates):
             self.tell()
         elif len(self._losses) >= self._room:
@@ -88,7 +91,9 @@ class Driver:
         """Passes on what the control does not know yet, and its questions to the controller."""
         control = self.control
         self._land(everything=True)
-        losses, skipped = self._take_off().land()
+        flight = self._take_off()
+        losses, skipped = flight.land()
+        self._look(losses[flight.looked :])
         self.position -= skipped
         count = self.position - control.updates
         samples = self._samples() if control.wants_samples(count) else None
@@ -109,6 +114,7 @@ class Driver:
         self._last_quiet = -1 if end is None else end - 1
         self._shared = self.ranks.size > 1
         self._room = self.control.spec.action.check if self._flights else control.room
+        self._ceiling = control.ceiling
         level = control.horizon.level_until()
         self.level_until = math.inf if level is None else level
         # From when on updates are to be measured.
@@ -125,7 +131,8 @@ class Driver:
         return {
             "position": self.position,
             "losses": [None if loss is None else float(loss) for loss in self._losses],
-            "flights": [[flight.count, *flight.land()] for flight in self._flights],
+            "looked": self._looked,
+            "flights": [[flight.count, *flight.land(), flight.looked] for flight in self._flights],
             "control": self.control.state_dict(),
             "watch": self.watch.state_dict(),
             "decisions": self.recorder.state_dict(),
@@ -137,6 +144,7 @@ class Driver:
         self.watch.load_state_dict(state["watch"], optimizer)
         self.recorder.load_state_dict(state["decisions"])
         self.position, self._losses, self._doubts = state["position"], list(state["losses"]), []
+        self._looked = state.get("looked", 0)
         self._flights = [Flight.landed(*flight) for flight in state["flights"]]
         self.refresh()
 
@@ -170,14 +178,28 @@ class Driver:
         if loss is not None or self._shared:
             self._losses.append(loss)
 
+    def _glance(self, loss: Loss | None, doubt: Tensor | None) -> bool:
+        """Has the control look at a loss that is at hand, if all before it were; whether the guard cut the rate."""
+        if not isinstance(loss, float) or doubt is not None or self._shared or self._doubts or self._flights:
+            return False
+        if self._looked != len(self._losses) - 1:
+            return False
+        self._looked += 1
+        return loss > self._ceiling and self._look([loss])
+
+    def _look(self, losses: list[float]) -> bool:
+        cuts = [self.control.look(np.array([loss])) for loss in losses if loss > self.control.ceiling]
+        self._ceiling = self.control.ceiling
+        return any(cuts)
+
     def _block(self) -> bool:
         """Passes on a full block within an interval; whether the guard cut the rate."""
         if not (self._shared or self._doubts or self._flights):
             losses = [loss for loss in self._losses if isinstance(loss, float)]
             if len(losses) == len(self._losses):
-                self._losses = []
+                self._losses, self._looked = [], 0
                 cut = self.control.advance_block(losses, self.position - self.control.updates)
-                self._room = self.control.room
+                self._room, self._ceiling = self.control.room, self.control.ceiling
                 return cut
         self._flights.append(self._take_off())
         self._room = self.control.spec.action.check
@@ -194,8 +216,8 @@ class Driver:
 
     def _take_off(self) -> Flight:
         flown = self.control.updates + sum(flight.count for flight in self._flights)
-        flight = Flight(self.position - flown, self._losses, self._doubts, self.ranks)
-        self._losses, self._doubts = [], []
+        flight = Flight(self.position - flown, self._losses, self._doubts, self.ranks, self._looked)
+        self._losses, self._doubts, self._looked = [], [], 0
         return flight
 
     def _land(self, *, everything: bool) -> bool:
@@ -205,5 +227,7 @@ class Driver:
             flight = self._flights.pop(0)
             losses, skipped = flight.land()
             self.position -= skipped
+            cut |= self._look(losses[flight.looked :])
             cut |= self.control.advance_block(losses, flight.count - skipped)
+            self._ceiling = self.control.ceiling
         return cut

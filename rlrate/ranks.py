@@ -89,6 +89,7 @@ class Flight:
         losses: Those that are known; of several processes, one entry for each step, None where it is not known.
         doubts: Index of a loss or -1, and a tensor of the number of its updates that a GradScaler skipped.
         ranks: Losses are averaged over these.
+        looked: How many of the losses, from the first on, were looked at for an alarm already.
     """
 
     def __init__(
@@ -97,8 +98,9 @@ class Flight:
         losses: Sequence[Loss | None],
         doubts: Sequence[tuple[int, Tensor]],
         ranks: Ranks,
+        looked: int = 0,
     ) -> None:
-        self.count = count
+        self.count, self.looked = count, looked
         self._landed: tuple[list[float], int] | None = None
         self._indices = [index for index, _ in doubts]
         self._size = len(losses)
@@ -130,9 +132,9 @@ class Flight:
             self._event.record()
 
     @classmethod
-    def landed(cls, count: int, losses: Sequence[float], skipped: int) -> Flight:
+    def landed(cls, count: int, losses: Sequence[float], skipped: int, looked: int = 0) -> Flight:
         """A block that has arrived."""
-        flight = cls(count, [], [], Ranks(False))
+        flight = cls(count, [], [], Ranks(False), looked)
         flight._landed = list(losses), skipped
         return flight
 

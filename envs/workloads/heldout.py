@@ -73,6 +73,13 @@ _fixed(
 )
 _fixed("digits-small", "small-data", _digits, [64, 64], "64-64-64-10 MLP on 100 digits", train_size=100, batch=20)
 _fixed(
+    "digits-mlp-large",
+    "large",
+    _digits,
+    [640, 640],
+    "64-640-640-10 MLP on digits, 0.46 million parameters",
+)
+_fixed(
     "documents-softmax",
     "linear",
     lambda _: documents(),

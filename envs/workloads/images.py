@@ -195,3 +195,6 @@ _fixed_cnn("digits-cnn", "none", "Two strided convolutions (8, 16 channels) on d
 _fixed_cnn("digits-cnn-batchnorm", "batch", "The same with BatchNorm")
 _fixed_autoencoder("digits-autoencoder", RECONSTRUCTION["digits"], [32, 8, 32], "64-32-8-32-64 on digits, ReLU")
 _fixed_autoencoder("photo-autoencoder", grey_patches, [48, 16, 48], "64-48-16-48-64 on grey photo patches, ReLU")
+_fixed_autoencoder(
+    "photo-autoencoder-large", grey_patches, [1536, 32, 1536], "64-1536-32-1536-64 on the same, 0.3 million parameters"
+)

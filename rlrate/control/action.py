@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rlrate.control.state import dump, restore
@@ -14,7 +16,10 @@ from rlrate.errors import ConfigError
 
 Array = NDArray[np.float64]
 
-_GUARD_STATE = ("first", "smooth", "best", "noise")
+_GUARD_STATE = ("first", "smooth", "best", "noise", "ceiling")
+
+#: Cuts that one alarm makes at most.
+MOST_CUTS = 4.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Action:
         cap: Largest relative update size per step that a decision may aim for.
         cut: Multiplier of the rate when the loss spikes; ``cut**2`` when it is not finite.
         check: The loss is looked at in blocks of this many updates.
+        alarm: A single loss cuts the rate at once when it lies above the best by more than so many standard deviations
+            plus 30 % of all that was gained, and once more for each further factor of ten; None to look at blocks only.
         anneal: Final share of the budget over which the rate goes linearly to zero.
     """
 
@@ -42,6 +49,7 @@ class Action:
     cap: float | None = 0.05
     cut: float | None = 0.5
     check: int = 5
+    alarm: float | None = None
     anneal: float = 0.3
 
     def __post_init__(self) -> None:
@@ -56,6 +64,7 @@ class Action:
         _require(self.cap is None or 0 < self.cap <= 1, "cap in (0, 1]", self.cap)
         _require(self.cut is None or 0 < self.cut < 1, "cut in (0, 1)", self.cut)
         _require(isinstance(self.check, int) and self.check >= 1, "check >= 1", self.check)
+        _require(self.alarm is None or 0 < self.alarm < math.inf, "alarm > 0", self.alarm)
         _require(0 <= self.anneal <= 1, "anneal in [0, 1]", self.anneal)
 
     @property
@@ -83,11 +92,18 @@ class SpikeGuard:
     errors plus 30 % of all that was gained since the start, so neither the unit nor the sign of the loss matters.
     After a spike the reference is the spike itself, so that the rate is not cut for one event for ever.
 
+    A network that is lost is lost within two or three updates, each of which multiplies its loss; blocks see that too
+    late. So single losses may raise an alarm (:meth:`alarms`), with a limit that is wide enough for noise.
+
     Args:
         runs: N, the number of runs.
+        alarm: Standard deviations that a single loss may lie above the best one; None for no alarms.
     """
 
-    def __init__(self, runs: int) -> None:
+    def __init__(self, runs: int, alarm: float | None = None) -> None:
+        self.alarm = alarm
+        #: Single losses above it raise an alarm.
+        self.ceiling = np.full(runs, np.inf)
         self.first = np.full(runs, np.nan)
         self.smooth = np.full(runs, np.nan)
         self.best = np.full(runs, np.nan)
@@ -121,7 +137,27 @@ class SpikeGuard:
             smooth = np.where(spiked, mean, self.smooth + 0.25 * (mean - self.smooth))
             self.smooth = np.where(broken, self.smooth, smooth)
             self.best = np.where(spiked, mean, np.fmin(self.best, self.smooth))
+            if self.alarm is not None:
+                self.ceiling = np.where(np.isnan(self.best), np.inf, self.best + self._margin())
         return spiked, broken
+
+    def alarms(self, losses: Array) -> Array:
+        """How often the rates are to be cut for what the losses of one update, shape (N,), are; shape (N,).
+
+        The next alarm of the block needs a loss that is higher still.
+        """
+        with np.errstate(all="ignore"):
+            alarmed = losses > self.ceiling
+            excess = np.log10((losses - self.best) / self._margin())
+            cuts = np.where(alarmed, np.clip(np.floor(1.0 + excess), 1.0, MOST_CUTS), 0.0)
+            self.ceiling = np.where(alarmed, losses + self._margin(), self.ceiling)
+        return cuts
+
+    def _margin(self) -> Array:
+        assert self.alarm is not None
+        gained = np.maximum(self.first - self.best, 0.0)
+        margin: Array = self.alarm * self.noise + 0.3 * gained + 0.02 * np.abs(self.best)
+        return margin
 
     def state_dict(self) -> dict[str, Any]:
         """The smoothed losses, as torch tensors."""
@@ -129,6 +165,8 @@ class SpikeGuard:
 
     def load_state_dict(self, state: object) -> None:
         """Continues from what :meth:`state_dict` returned."""
+        if isinstance(state, Mapping) and "ceiling" not in state:  # written before there was one
+            state = {**state, "ceiling": torch.full((len(self.first),), math.inf, dtype=torch.float64)}
         restore(self, _GUARD_STATE, state)
 
 

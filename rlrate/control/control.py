@@ -70,7 +70,7 @@ class RateControl:
         self.min_rate, self.max_rate = min_rate, max_rate
         self.horizon = Horizon(spec.cadence, spec.action, total_steps)
         self.signals = Signals(spec.signals, runs)
-        self.guard = SpikeGuard(runs)
+        self.guard = SpikeGuard(runs, spec.action.alarm)
         self.start = start if start is not None or spec.action.start is None else np.full(runs, spec.action.start)
         self.updates = 0
         self.decisions = 0
@@ -191,6 +191,22 @@ class RateControl:
             self._finish_probe()
         if len(self._losses) >= self.spec.action.check or (self._losses and self._at_end(self.updates)):
             self._close_block()
+
+    @property
+    def ceiling(self) -> float:
+        """Loss of a single run above which :meth:`look` cuts its rate."""
+        return math.inf if self._unalarmed else float(self.guard.ceiling[0])
+
+    @property
+    def _unalarmed(self) -> bool:
+        return self.guard.alarm is None or self._probing or self.spec.action.cut is None
+
+    def look(self, losses: Array) -> bool:
+        """Looks at an update's losses, shape (N,), before :meth:`advance` is told of them; whether a rate was cut."""
+        if self._unalarmed or not (losses > self.guard.ceiling).any():
+            return False
+        self._cut(self.guard.alarms(losses))
+        return True
 
     def advance_block(self, losses: list[float], count: int) -> bool:
         """:meth:`advance` of a single run by a block of losses within an interval; whether the guard cut the rate."""
@@ -349,9 +365,7 @@ class RateControl:
             return
         factor = np.where(broken, 2.0, np.where(spiked, 1.0, 0.0))
         if factor.any():
-            self.log_rate = self._bounded(self.log_rate + factor * math.log(cut))
-            self._cuts += factor > 0
-            self.interventions["cut"] += factor > 0
+            self._cut(factor)
 
     def _close_single(self, block: list[float]) -> bool:
         """The same for one run; whether the rate was cut."""
@@ -362,7 +376,12 @@ class RateControl:
         cut = self.spec.action.cut
         if cut is None or self._probing or not (spiked or (broken and not self.blind[0])):
             return False
-        self.log_rate = self._bounded(self.log_rate + (2.0 if broken else 1.0) * math.log(cut))
-        self._cuts += 1.0
-        self.interventions["cut"] += 1
+        self._cut(np.array([2.0 if broken else 1.0]))
         return True
+
+    def _cut(self, times: Array) -> None:
+        """Cuts the rates, each so many times; shape (N,)."""
+        assert self.spec.action.cut is not None
+        self.log_rate = self._bounded(self.log_rate + times * math.log(self.spec.action.cut))
+        self._cuts += times > 0
+        self.interventions["cut"] += times > 0

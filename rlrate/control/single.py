@@ -38,6 +38,8 @@ def spikes(guard: SpikeGuard, block: Sequence[float]) -> tuple[bool, bool]:
         best = mean
     elif smooth < best or math.isnan(best):
         best = smooth
+    if guard.alarm is not None and not math.isnan(best):
+        guard.ceiling[0] = best + (guard.alarm * noise + 0.3 * max(first - best, 0.0) + 0.02 * abs(best))
     guard.first[0], guard.smooth[0], guard.best[0], guard.noise[0] = first, smooth, best, noise
     return spiked, broken
 

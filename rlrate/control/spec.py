@@ -12,6 +12,9 @@ from rlrate.errors import ConfigError
 
 Part = TypeVar("Part", Cadence, Action)
 
+#: Entries that files need not have, because they came later; None then.
+_LATER = {"alarm"}
+
 
 @dataclass(frozen=True)
 class ControlSpec:
@@ -27,6 +30,10 @@ class ControlSpec:
         plain["signals"] = list(self.signals)
         multipliers = self.action.multipliers
         plain["action"]["multipliers"] = None if multipliers is None else list(multipliers)
+        # Files keep the entries and the identity that they had before there was such an entry.
+        for name in _LATER & set(plain["action"]):
+            if plain["action"][name] is None:
+                del plain["action"][name]
         return plain
 
     @classmethod
@@ -47,7 +54,7 @@ class ControlSpec:
 
 def _read(kind: type[Part], data: object) -> Part:
     names = {f.name for f in fields(kind)}
-    if not isinstance(data, dict) or set(data) != names:
+    if not isinstance(data, dict) or set(data) | (_LATER & names) != names:
         raise ConfigError(f"{kind.__name__.lower()} must have exactly the entries {sorted(names)}")
     try:
         return kind(**data)

@@ -38,7 +38,7 @@ def random_controller(
     spec: ControlSpec | None = None, *, seed: int = 0, head: Head = "clip", activation: str = "tanh"
 ) -> Controller:
     """A policy of two layers with random weights: it reacts to everything."""
-    spec = spec or ControlSpec(cadence=SMALL)
+    spec = spec or ControlSpec(cadence=SMALL, action=Action(alarm=6.0))
     generator = torch.Generator().manual_seed(seed)
     choices = spec.action.choices
     sizes = [len(spec.signals), 16, 1 if choices is None else len(choices)]

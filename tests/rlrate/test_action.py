@@ -66,6 +66,8 @@ def test_the_envelope_is_linear_over_the_last_part() -> None:
         ({"cut": math.nan}, "cut in"),
         ({"check": 0}, "check >= 1"),
         ({"check": 2.5}, "check >= 1"),
+        ({"alarm": 0.0}, "alarm > 0"),
+        ({"alarm": math.nan}, "alarm > 0"),
         ({"anneal": -0.1}, "anneal in"),
         ({"anneal": 1.1}, "anneal in"),
     ],

@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 EXTREME = [0.0, math.nan, math.inf, -math.inf, 1e38, 1e-45, 5e-324, 1.7e308, -1.7e308, 1.0, -1.0, 2.0]
 anything = st.sampled_from(EXTREME) | st.floats()
 SMALL = Cadence(decisions=8, first=3, ramp=3, probe=2)
+ALARMED = ControlSpec(cadence=SMALL, action=Action(alarm=4.0))
 
 
 class Feed:
@@ -43,6 +44,7 @@ class Feed:
             samples = draws[2:30].reshape(4, 7, self.runs) * 1e-3 if control.wants_samples() else None
             if samples is not None:  # of gg, gp, pp, uu, ww, gu, layer: the gradient is in the loss's unit
                 samples = samples * self.unit ** np.array([2, 2, 2, 0, 0, 1, 0])[:, None]
+            control.look(losses)
             control.advance(losses, samples)
             seen.append(control.rates)
             if control.decision_due:
@@ -53,7 +55,7 @@ class Feed:
 
 def control(spec: ControlSpec | None = None, runs: int = 1, total: int = 100, **kwargs: Any) -> RateControl:
     kwargs = {"given": np.full(runs, 0.1), **kwargs}
-    return RateControl(spec or ControlSpec(cadence=SMALL), runs, total, **kwargs)
+    return RateControl(spec or ALARMED, runs, total, **kwargs)
 
 
 def rule(**entries: Any) -> ControlSpec:
@@ -67,7 +69,9 @@ def test_rates_are_finite_and_within_bounds_whatever_comes(data: st.DataObject, 
     per_run = arrays.arrays(np.float64, runs, elements=anything)
     start = data.draw(st.sampled_from([None, 1e-4, 0.5]))
     anneal = data.draw(st.sampled_from([0.0, 0.3, 1.0]))
-    spec = ControlSpec(cadence=SMALL, action=Action(start=start, anneal=anneal, check=data.draw(st.integers(1, 6))))
+    alarm = data.draw(st.sampled_from([None, 1e-3, 10.0]))
+    rules = Action(start=start, anneal=anneal, check=data.draw(st.integers(1, 6)), alarm=alarm)
+    spec = ControlSpec(cadence=SMALL, action=rules)
     it = control(spec, runs, total, given=np.full(runs, data.draw(st.floats(1e-12, 1e6))), min_rate=1e-8, max_rate=10.0)
     if it.probing:
         it.set_probe(np.abs(data.draw(per_run)), np.abs(data.draw(per_run)), data.draw(st.integers(0, 10**9)))
@@ -75,7 +79,10 @@ def test_rates_are_finite_and_within_bounds_whatever_comes(data: st.DataObject, 
         count = data.draw(st.integers(1, 5))
         shape = (data.draw(st.integers(0, 3)), 7, runs)
         samples = data.draw(arrays.arrays(np.float64, shape, elements=anything)) if it.wants_samples(count) else None
-        it.advance(data.draw(st.none() | per_run), samples, count)
+        losses = data.draw(st.none() | per_run)
+        if losses is not None:
+            it.look(losses)
+        it.advance(losses, samples, count)
         if it.decision_due:
             observation = it.observe()
             assert np.isfinite(observation).all() and (np.abs(observation) <= LIMIT).all()

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from rlrate import Controller, LearnedLR
 from rlrate.bench import MODELS, Model, extra_memory
-from rlrate.control import ControlSpec
+from rlrate.control import Action, ControlSpec
 from rlrate.control.control import WINDOW
 
 Make = Callable[..., Controller]
@@ -78,7 +78,7 @@ class Accelerator(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def device_run(
-    controller: Controller, steps: int, *, scaler: bool, tensor_lr: bool, bad: int = -1
+    controller: Controller, steps: int, *, scaler: bool, tensor_lr: bool, bad: int = -1, factor: float = math.nan
 ) -> tuple[list[int], LearnedLR]:
     """How often the host waited at each update of a run whose weights and losses are on an accelerator."""
     generator = torch.Generator().manual_seed(0)
@@ -91,7 +91,7 @@ def device_run(
         scheduler = LearnedLR(optimizer, steps, controller)
         for step in range(steps):
             weight.grad = weight + 0.1 * Elsewhere(torch.randn(50, 8, generator=generator))
-            loss = weight.square().mean() * (math.nan if step == bad else 1.0)
+            loss = weight.square().mean() * (factor if step == bad else 1.0)
             if scaler:  # as GradScaler does with a fused optimizer
                 optimizer.found_inf = Elsewhere(torch.zeros(()))  # type: ignore[attr-defined]
             before = device.waits
@@ -120,6 +120,17 @@ def test_on_an_accelerator_the_guard_cuts_soon(make_controller: Make, monkeypatc
     waits, scheduler = device_run(make_controller(ControlSpec()), 4000, scaler=False, tensor_lr=False, bad=3010)
     assert scheduler.report().cuts == 1
     assert not any(waits[3000:3040])
+
+
+def test_on_an_accelerator_a_loss_raises_an_alarm_when_it_arrives(make_controller: Make) -> None:
+    cuts = {}
+    for alarm in (None, 10.0):
+        spec = ControlSpec(action=Action(alarm=alarm))
+        run = {"scaler": False, "tensor_lr": False, "bad": 3012, "factor": 1e6}
+        waits, scheduler = device_run(make_controller(spec), 4000, **run)  # type: ignore[arg-type]
+        assert not any(waits[3000:3040])
+        cuts[alarm] = scheduler.report().cuts
+    assert cuts == {None: 1, 10.0: 2}  # for the block, and for the loss
 
 
 def test_between_decisions_nothing_is_computed_with_tensors(make_loop: Any, make_controller: Make) -> None:
