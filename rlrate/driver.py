@@ -45,6 +45,7 @@ class Driver:
         self.recorder = Recorder()
         self.position = 0  # updates that were noted
         self._losses: list[Loss | None] = []
+        self._alarmed = controller.spec.action.alarm is not None
         self._looked = 0  # how many of them, from the first on, the control has looked at for an alarm
         self._flights: list[Flight] = []  # full blocks that have not arrived
         # Updates that may have been skipped: index of their loss or -1, and how many of them were.
@@ -69,7 +70,7 @@ class Driver:
     def pass_by(self, loss: Loss | None, doubt: Tensor | None = None) -> bool:
         """Takes note of an update that :meth:`quiet` allows; whether the guard cut the rate."""
         self._add(1, loss, doubt)
-        cut = self._glance(loss, doubt)
+        cut = self._alarmed and self._glance(loss, doubt)
         return (len(self._losses) >= self._room and self._block()) or cut
 
     def note(self, count: int, loss: Loss | None, doubt: Tensor | None = None) -> None:
@@ -81,7 +82,8 @@ class Driver:
             doubt: How many of them a GradScaler skipped, as a tensor that is looked at later.
         """
         self._add(count, loss, doubt)
-        self._glance(loss, doubt)
+        if self._alarmed:
+            self._glance(loss, doubt)
         if self.control.wants_samples(self.position - self.control.updates):
             self.tell()
         elif len(self._losses) >= self._room:
