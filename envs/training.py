@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,7 +35,8 @@ class TrainingConfig:
 
     Attributes:
         workload: A registered name, a :class:`Workload`, a factory, "file.py:function", or a sequence of these to
-            draw from; None draws from all registered families.
+            draw from, or a mapping from them to whole numbers: how often each is drawn relative to the others; None
+            draws from all registered families.
         optimizer: A name of :data:`rlrate.envs.optimizers.OPTIMIZERS`, an :class:`OptimizerSpec`, or a
             sequence to draw from; None draws from all. Drawn optimizers have randomised settings.
         steps: Budget in updates: an integer, or (low, high) for a log-uniform draw.
@@ -73,6 +74,10 @@ class TrainingConfig:
             raise ConfigError(f"unknown reward {self.reward!r}; known: {', '.join(REWARDS)}")
         if not 0.0 < self.reward_floor < 1.0:
             raise ConfigError(f"reward_floor must lie in (0, 1), got {self.reward_floor!r}")
+        if isinstance(self.workload, Mapping):
+            bad = [(name, n) for name, n in self.workload.items() if type(n) is not int or n < 1]
+            if bad or not self.workload:
+                raise ConfigError(f"workloads are weighted by positive integers, got {bad[0] if bad else '{}'}")
         if not 0.0 <= self.withhold_loss <= 1.0:
             raise ConfigError(f"withhold_loss must lie in [0, 1], got {self.withhold_loss!r}")
         if not isinstance(self.siblings, int) or isinstance(self.siblings, bool) or self.siblings < 1:
@@ -98,6 +103,8 @@ def sample_draw(config: TrainingConfig, seed: Sequence[int]) -> Draw:
     choices = config.workload
     if choices is None:
         choices = workload_names(kind="family")
+    if isinstance(choices, Mapping):
+        choices = [name for name, weight in choices.items() for _ in range(weight)]
     if isinstance(choices, list | tuple):
         choices = choices[int(rng.integers(len(choices)))]
     workload = make_workload(choices, rng)

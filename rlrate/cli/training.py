@@ -202,7 +202,7 @@ def _chosen(name: str | None, changes: dict[str, Any]) -> Recipe:
     recipe = _changed(Recipe.load(name or DEFAULT_RECIPE), changes)
     for entry, look_up in (("workload", get_workload), ("optimizer", make_optimizer)):
         value = recipe.environment.get(entry)
-        for choice in value if isinstance(value, list) else [] if value is None else [value]:
+        for choice in value if isinstance(value, list | dict) else [] if value is None else [value]:
             look_up(choice)
     if recipe.runs % recipe.draws:
         raise ConfigError(f"--draws must divide --runs, but {recipe.draws} does not divide {recipe.runs}")

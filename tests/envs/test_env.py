@@ -13,7 +13,8 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import rlrate.envs
 from rlrate.control import SIGNALS
-from rlrate.envs import TrainingEnv, TrainingVectorEnv, workload_names
+from rlrate.envs import TrainingConfig, TrainingEnv, TrainingVectorEnv, workload_names
+from rlrate.envs.training import sample_draw
 from rlrate.errors import ConfigError, WorkloadError
 
 ID = "rlrate/Training-v0"
@@ -33,7 +34,7 @@ def rollout(env: TrainingEnv, seed: int, actions: list[Any]) -> tuple[np.ndarray
 
 
 #: Families that the others resemble, as far as an environment can tell.
-ALIKE = {"deep-mlp", "attention", "plateau", "ill-conditioned", "noisy-labels", "overfit", "wide-mlp"}
+ALIKE = {"deep-mlp", "attention", "plateau", "ill-conditioned", "noisy-labels", "overfit", "wide-mlp", "ordinary"}
 FAMILIES = [n for n in workload_names(kind="family") if n not in ALIKE and not n.startswith("training-")]
 
 
@@ -126,6 +127,16 @@ def test_seeds_determine_episodes_and_differ() -> None:
     assert not np.array_equal(first(1), first(1, episode=1))
 
 
+def test_workloads_are_drawn_as_often_as_their_weights_say() -> None:
+    def draws(workload: Any) -> list[str]:
+        config = TrainingConfig(workload=workload, optimizer="adam", steps=20)
+        return [sample_draw(config, (0, seed)).workload.family for seed in range(40)]
+
+    weighted = draws({"plateau": 1, "wide-mlp": 3})
+    assert weighted == draws(["plateau", "wide-mlp", "wide-mlp", "wide-mlp"])
+    assert 4 <= weighted.count("plateau") <= 18
+
+
 def test_an_episode_can_be_begun_again_by_number() -> None:
     env = TrainingVectorEnv(2, workload="wine-mlp", optimizer="adam", steps=20)
     env.reset(seed=5)
@@ -155,6 +166,8 @@ def test_a_run_that_breaks_ends_with_finite_numbers() -> None:
         ({"optimizer": "adan"}, "adam"),
         ({"action": "discreet"}, "continuous, discrete"),
         ({"steps": 0}, "positive integer"),
+        ({"workload": {"wine-mlp": 0}}, "weighted by positive integers, got .'wine-mlp', 0."),
+        ({"workload": {}}, "weighted by positive integers"),
         ({"steps": (10, 5)}, "low <= high"),
         ({"steps": (1, 2, 3)}, r"expected a number or \(low, high\), got \(1, 2, 3\)"),
         ({"render_mode": "human"}, "unknown render_mode 'human'; known: 'ansi'"),

@@ -23,6 +23,7 @@ FAMILIES = [
     "wide-mlp",
     "bandit",
     "drift",
+    "ordinary",
 ]
 
 
