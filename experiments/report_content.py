@@ -129,14 +129,26 @@ def losses(scores: Scores) -> list[str]:
 
 
 def wins(scores: Scores) -> list[str]:
-    """Problems on which the learned scheduler is better than the best tuned schedule beyond the noise."""
-    if scores.learned is None:
+    """Problems and methods where the learned scheduler is better beyond the noise."""
+    learned = scores.learned
+    if learned is None:
         return []
-    ahead = [cell for cell in _judged(scores, scores.learned) if cell.ratio is not None and cell.ratio.high < 1]
-    ahead.sort(key=lambda cell: cell.ratio.value if cell.ratio else 0)
-    return [
-        f"{c.problem}: {ratio_text(c.ratio)} times the loss of {scores.problems[c.problem].best}, tuned." for c in ahead
+    lines = [
+        f"{c.problem}: {ratio_text(c.ratio)} times the loss of {scores.problems[c.problem].best}, tuned."
+        for c in _ahead(scores, learned)
     ]
+    methods = [score.method for score in scores.scores if score.group not in ("control", "learned")]
+    against = {method: scores.against(learned, method) for method in methods}
+    worse = [f"{method} ({ratio_text(ratio)})" for method, ratio in against.items() if ratio and ratio.high < 1]
+    if worse:
+        lines.append(f"Over all problems it ends lower, relative to each, than: {', '.join(worse)}.")
+    return lines
+
+
+def _ahead(scores: Scores, learned: str) -> list[Cell]:
+    """Problems on which it is better than the best tuned schedule beyond the noise, best first."""
+    cells = [cell for cell in _judged(scores, learned) if cell.ratio is not None and cell.ratio.high < 1]
+    return sorted(cells, key=lambda cell: cell.ratio.value if cell.ratio else 0)
 
 
 def _tiles(scores: Scores) -> list[Tile]:
@@ -144,7 +156,7 @@ def _tiles(scores: Scores) -> list[Tile]:
     if learned is None or (own := scores.score(learned)).ratio is None or own.middle is None or own.wider is None:
         return []
     judged = _judged(scores, learned)
-    better, worse = len(wins(scores)), sum(c.ratio.low > 1 for c in judged if c.ratio)
+    better, worse = len(_ahead(scores, learned)), sum(c.ratio.low > 1 for c in judged if c.ratio)
     rivals = sum(s.group not in ("control", "learned") for s in scores.scores)
     configurations = max((len(problem.grid) for problem in scores.headline), default=0)
     searched = configurations * len(scores.suite["tuning_seeds"])
