@@ -2,7 +2,8 @@
 
 ``python -m rlrate.experiments.regret CONTROLLER [CONTROLLER ...]`` prints, for each controller, the mean and median of
 log(final held-out loss / that of the best tuned schedule) over a fixed set of draws. A number in the place of a
-controller stands for one that always answers it. The references are kept in ``runs/regret.json``.
+controller stands for one that always answers it; ``--family NAME`` draws from one family of the training part instead
+of all. The references are kept in ``runs/regret.json``.
 
 ``python -m rlrate.experiments.regret --against DIR CONTROLLER [CONTROLLER ...]`` runs the controllers on the problems
 of the comparison in DIR, such as one of the suite ``selection``, and prints the ratio to what its tuning would choose.
@@ -173,6 +174,7 @@ def main(arguments: Sequence[str], cache: Path = Path("runs/regret.json")) -> No
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser("python -m rlrate.experiments.regret", description="Judges controllers.")
     parser.add_argument("controllers", nargs="*", help="files, bundled names, or numbers")
+    parser.add_argument("--family", choices=load_part("training").families, help="of the training part; default: all")
     parser.add_argument("--against", metavar="DIR", help="on the problems of this comparison")
     parser.add_argument("--starts", metavar="DIR", help="what given rates do in this comparison")
     parser.add_argument("--workload", help="two controllers on fresh draws of it")
@@ -195,17 +197,16 @@ def main(arguments: Sequence[str], cache: Path = Path("runs/regret.json")) -> No
         ratio = duel(controller_of(names[0]), controller_of(names[1]), config)
         print(f"{names[0]} / {names[1]}: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], 16 draws x 5 runs")
     else:
-        _print_regrets(names, cache)
+        _print_regrets(names, cache, RegretSet(families=(given.family,)) if given.family else RegretSet())
 
 
-def _print_regrets(names: Sequence[str], cache: Path) -> None:
-    judged = RegretSet()
+def _print_regrets(names: Sequence[str], cache: Path, judged: RegretSet) -> None:
     record = json.loads(cache.read_text()) if cache.exists() else {}
-    if record.get("set") != repr(judged):
-        record = {"set": repr(judged), "references": references(judged).tolist()}
+    if repr(judged) not in record:
+        record[repr(judged)] = references(judged).tolist()
         write_atomically(cache, json.dumps(record).encode())
     for name in names:
-        values = regrets(controller_of(name), judged, np.array(record["references"]))
+        values = regrets(controller_of(name), judged, np.array(record[repr(judged)]))
         print(f"{name}: mean {values.mean():+.3f}, median {np.median(values):+.3f}, worst {values.max():+.2f}")
 
 

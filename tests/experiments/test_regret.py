@@ -9,6 +9,7 @@ import pytest
 
 from rlrate import Controller
 from rlrate.envs import TrainingConfig
+from rlrate.experiments import regret as module
 from rlrate.experiments import run_suite
 from rlrate.experiments.regret import RegretSet, duel, main, ratios, references, regrets
 from rlrate.experiments.suite import Problem, Suite
@@ -59,3 +60,25 @@ def test_given_rates_are_judged_and_bad_requests_named(tmp_path: Path, capsys: p
     with pytest.raises(SystemExit):
         main(["--workload", "wine-mlp", "default"])
     assert "--workload compares two controllers" in capsys.readouterr().err
+
+
+def test_references_are_kept_for_each_family(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, ...]] = []
+
+    def reference(judged: RegretSet) -> np.ndarray:
+        made.append(judged.families)
+        return np.zeros(len(judged.families))
+
+    monkeypatch.setattr(module, "references", reference)
+    monkeypatch.setattr(module, "regrets", lambda controller, judged, reference: reference)
+    cache = tmp_path / "regret.json"
+    for _ in range(2):
+        main(["0.5"], cache)
+        main(["0.5", "--family", "ordinary"], cache)
+    assert made == [RegretSet().families, ("ordinary",)]
+    assert capsys.readouterr().out.count("0.5: mean +0.000") == 4
+    with pytest.raises(SystemExit):
+        main(["0.5", "--family", "digits-mlp"], cache)
+    assert "ordinary" in capsys.readouterr().err
