@@ -1,4 +1,4 @@
-"""Networks as most users build them: torch's own weights, thousands to tens of thousands of them, and batches of 16 to 64."""
+"""Networks as most users build them: torch's own weights, up to tens of thousands of them, and batches of 16 to 64."""
 
 from __future__ import annotations
 
