@@ -21,7 +21,8 @@ from rlrate.controller import Controller
 from rlrate.envs import make_optimizer
 from rlrate.envs.training import Draw
 from rlrate.experiments.loops import loop_learned, loop_self_tuning
-from rlrate.experiments.methods import METHODS
+from rlrate.experiments.methods import METHODS, default_rate
+from rlrate.experiments.open_loop import open_loop
 from rlrate.experiments.recording import Array, Tick, Trace, join
 from rlrate.experiments.runs import run_controlled, run_schedules, run_tables
 from rlrate.experiments.search import range_test_cosine, search_updates, stagewise_search
@@ -181,10 +182,10 @@ def _schedules(cell: Cell, draw: Draw, _: Controller, tick: Tick | None) -> Resu
 
 
 def _defaults(cell: Cell, draw: Draw, _: Controller, tick: Tick | None) -> Result:
-    """Defaults that share an optimizer, which is not that of the problem, as one population."""
+    """Defaults that share an optimizer as one population."""
     methods = [METHODS[run.method] for run in cell.runs]
-    peaks = [_known(method.rate) for method in methods]
-    draw = replace(draw, optimizer=make_optimizer(methods[0].optimizer))
+    draw = _on(methods[0].optimizer, draw)
+    peaks = [method.rate or default_rate(draw.optimizer.name) for method in methods]
     names, seeds = [method.schedule for method in methods], [run.seed for run in cell.runs]
     return run_schedules(draw, seeds, names, peaks, tick, heldout=True), peaks
 
@@ -207,6 +208,7 @@ def _search(cell: Cell, draw: Draw, _: Controller, tick: Tick | None) -> Result:
 
 def _controlled(cell: Cell, draw: Draw, controller: Controller, tick: Tick | None) -> Result:
     """The learned scheduler and its controls, which act on the same population."""
+    draw = _on(METHODS[cell.runs[0].method].optimizer, draw)
     replayed = [run.method == "replay" for run in cell.runs]
     runs = [run for run in cell.runs if run.method != "replay"]
     watched = _Watched(controller)
@@ -225,6 +227,13 @@ def _controlled(cell: Cell, draw: Draw, controller: Controller, tick: Tick | Non
     return join(parts).take(order), [None] * len(cell.runs)
 
 
+def _open_loop(cell: Cell, draw: Draw, controller: Controller, tick: Tick | None) -> Result:
+    """The controller's mean actions, whatever is seen."""
+    act = open_loop(controller, draw.steps)
+    seeds = [run.seed for run in cell.runs]
+    return run_controlled(draw, seeds, controller.spec, act, tick, heldout=True), [None] * len(seeds)
+
+
 def _start(cell: Cell, draw: Draw, controller: Controller, tick: Tick | None) -> Result:
     """The learned scheduler in a user's loop, given learning rates that may be wrong."""
     traces = [loop_learned(draw, run.seed, controller, _known(run.start), tick) for run in cell.runs]
@@ -237,6 +246,7 @@ TASKS: dict[str, Task] = {
     "loop": _loop,
     "search": _search,
     "controlled": _controlled,
+    "open-loop": _open_loop,
     "start": _start,
 }
 
@@ -290,6 +300,11 @@ class _Mixture:
             if rng is not None:
                 actions[index] = rng.uniform(-1.0, 1.0)
         return actions
+
+
+def _on(optimizer: str, draw: Draw) -> Draw:
+    """The draw with another optimizer at its defaults, if one is named."""
+    return replace(draw, optimizer=make_optimizer(optimizer)) if optimizer else draw
 
 
 def _known(value: float | None) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rlrate.envs import OPTIMIZERS
 from rlrate.experiments.schedules import GRADIENT_NORM, GREEDY, PLATEAU, schedule_help, schedule_names
 
-__all__ = ["LEARNED", "METHODS", "Method", "entrant_names"]
+__all__ = ["LEARNED", "METHODS", "Method", "default_rate", "entrant_names"]
 
 LEARNED = "learned"
 
@@ -24,7 +24,7 @@ class Method:
         task: How it is run; see `rlrate.experiments.cells`.
         optimizer: What replaces the optimizer of the problem, if anything.
         schedule: Schedule of a default.
-        rate: Learning rate of a default.
+        rate: Learning rate of a default; None for torch's.
         budget: Trials that it makes by itself, in whole runs, rounded up.
     """
 
@@ -38,12 +38,13 @@ class Method:
     budget: int = 0
 
 
-def _default_rate(optimizer: str) -> float:
+def default_rate(optimizer: str) -> float:
+    """The learning rate that torch gives an optimizer."""
     return float(inspect.signature(OPTIMIZERS[optimizer].torch_class).parameters["lr"].default)
 
 
 def _default(optimizer: str) -> Method:
-    rate = _default_rate(optimizer)
+    rate = default_rate(optimizer)
     settings = ", ".join(f"{key} {value}" for key, value in OPTIMIZERS[optimizer].defaults.items())
     return Method(
         optimizer,
@@ -68,6 +69,7 @@ _ALL = [
         for name in schedule_names()
     ),
     Method(LEARNED, "learned", "The controller; given no learning rate and no trial.", "controlled"),
+    Method("learned-adam", "learned", "The same on Adam, in place of the problem's optimizer.", "controlled", "adam"),
     Method("adam-1e-3-constant", "default", "Adam at 1e-3, constant.", "defaults", optimizer="adam", rate=1e-3),
     Method(
         "adam-1e-3-cosine",
@@ -86,6 +88,13 @@ _ALL = [
         optimizer="adam",
         schedule=GREEDY,
         rate=1e-3,
+    ),
+    Method(
+        "default-greedy",
+        "default",
+        "GreedyLR's rule on the problem's optimizer, from torch's default rate.",
+        "defaults",
+        schedule=GREEDY,
     ),
     *(_default(name) for name in OPTIMIZERS),
     Method("lookahead-adam", "default", "Lookahead (k 5, alpha 0.5) around Adam at 1e-3.", "loop", rate=1e-3),
@@ -121,6 +130,12 @@ _ALL = [
         "The controller sees the clock only; other signals are fixed at their mean on the tuning seeds.",
         "controlled",
         budget=1,
+    ),
+    Method(
+        "open-loop",
+        "control",
+        "The controller's mean action of the moment over draws of the training part, whatever it sees here.",
+        "open-loop",
     ),
     Method("random", "control", "Random actions in place of the controller's.", "controlled"),
     Method(

@@ -22,7 +22,10 @@ __all__ = ["Plan"]
 START_SCHEDULES = ("constant", "cosine")
 
 #: Rough cost in microseconds of an update of one small network, by task, and of a million multiplications.
-OVERHEAD = {"schedules": 20.0, "defaults": 60.0, "controlled": 80.0, "search": 80.0, "loop": 450.0, "start": 700.0}
+OVERHEAD = {
+    **{"schedules": 20.0, "defaults": 60.0, "controlled": 80.0, "open-loop": 80.0, "search": 80.0},
+    **{"loop": 450.0, "start": 700.0},
+}
 MILLION = 100.0
 
 
@@ -115,8 +118,8 @@ class Plan:
 
         def place(name: str) -> tuple[str, str]:
             method = METHODS[name]
-            # Defaults that share an optimizer, and all that the controller drives, are populations.
-            return method.task, {"defaults": method.optimizer, "controlled": ""}.get(method.task, name)
+            # What shares an optimizer, of the defaults and of what the controller drives, is one population.
+            return method.task, method.optimizer if method.task in ("defaults", "controlled") else name
 
         cells = []
         for (task, _), names in groupby(sorted((m.name for m in methods), key=place), key=place):
@@ -133,7 +136,7 @@ class Plan:
                     task,
                     runs,
                     tuning_seeds=self.suite.tuning_seeds if learns else 0,
-                    controller=self._identity if task == "controlled" else "",
+                    controller=self._identity if task in ("controlled", "open-loop") else "",
                 )
             )
         return cells

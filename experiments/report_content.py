@@ -19,7 +19,7 @@ from rlrate.experiments.report_tables import (
     ratio_text,
     worth,
 )
-from rlrate.experiments.scoring import Scores
+from rlrate.experiments.scoring import Score, Scores
 from rlrate.experiments.scoring_cells import Cell
 from rlrate.experiments.statistics import CAP, Interval, sensitivity
 
@@ -107,14 +107,16 @@ def losses(scores: Scores) -> list[str]:
         problem = scores.problems[cell.problem]
         broke = f", {cell.diverged} of {len(cell.losses)} runs diverged" if cell.diverged else ""
         lines.append(f"{cell.problem}: {ratio_text(cell.ratio)} times the loss of {problem.best}, tuned{broke}.")
-    better = []
-    for score in scores.scores:
-        rival = scores.against(score.method, learned) if score.group not in ("control", "learned") else None
-        if rival is not None and rival.value < 1:
-            doubt = "" if rival.high < 1 else ", within the noise"
-            better.append(f"{score.method} ({figures.trials(score.budget)}{doubt})")
-    if better:
-        lines.append(f"Over all problems these end lower: {', '.join(better)}.")
+    for mine in _variants(scores):
+        better = []
+        for score in _rivals(scores):
+            rival = scores.against(score.method, mine)
+            if rival is not None and rival.value < 1:
+                doubt = "" if rival.high < 1 else ", within the noise"
+                better.append(f"{score.method} ({figures.trials(score.budget)}{doubt})")
+        if better:
+            than = "" if mine == learned else f" than {mine}"
+            lines.append(f"Over all problems these end lower{than}: {', '.join(better)}.")
     for method in (name for name in scores.methods if scores.groups[name] == "control"):
         rival = scores.against(method, learned)
         if rival is not None and rival.low <= 1:
@@ -137,12 +139,30 @@ def wins(scores: Scores) -> list[str]:
         f"{c.problem}: {ratio_text(c.ratio)} times the loss of {scores.problems[c.problem].best}, tuned."
         for c in _ahead(scores, learned)
     ]
-    methods = [score.method for score in scores.scores if score.group not in ("control", "learned")]
-    against = {method: scores.against(learned, method) for method in methods}
-    worse = [f"{method} ({ratio_text(ratio)})" for method, ratio in against.items() if ratio and ratio.high < 1]
+    for own in _variants(scores):
+        worse = _beaten(scores, own, [score.method for score in _rivals(scores)])
+        if worse:
+            who = "it" if own == learned else own
+            lines.append(f"Over all problems {who} ends lower, relative to each, than: {', '.join(worse)}.")
+    worse = _beaten(scores, learned, [name for name in scores.methods if scores.groups[name] == "control"])
     if worse:
-        lines.append(f"Over all problems it ends lower, relative to each, than: {', '.join(worse)}.")
+        lines.append(f"It ends lower, relative to each, than the controls {', '.join(worse)}.")
     return lines
+
+
+def _variants(scores: Scores) -> list[str]:
+    """The learned scheduler, and it on another optimizer."""
+    return [name for name in scores.methods if scores.groups[name] == "learned"]
+
+
+def _rivals(scores: Scores) -> list[Score]:
+    return [score for score in scores.scores if score.group not in ("control", "learned")]
+
+
+def _beaten(scores: Scores, own: str, methods: list[str]) -> list[str]:
+    """Which methods end higher beyond the noise, with the ratio of our loss to theirs."""
+    against = {method: scores.against(own, method) for method in methods}
+    return [f"{method} ({ratio_text(ratio)})" for method, ratio in against.items() if ratio and ratio.high < 1]
 
 
 def _ahead(scores: Scores, learned: str) -> list[Cell]:
@@ -157,7 +177,7 @@ def _tiles(scores: Scores) -> list[Tile]:
         return []
     judged = _judged(scores, learned)
     better, worse = len(_ahead(scores, learned)), sum(c.ratio.low > 1 for c in judged if c.ratio)
-    rivals = sum(s.group not in ("control", "learned") for s in scores.scores)
+    rivals = len(_rivals(scores))
     configurations = max((len(problem.grid) for problem in scores.headline), default=0)
     searched = configurations * len(scores.suite["tuning_seeds"])
     return [

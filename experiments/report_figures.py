@@ -117,8 +117,9 @@ def controls(scores: Scores) -> list[Chart]:
             Axis(RATIO, log=True),
             spans=tuple(Span(name, role(scores, name), each, what[name]) for name, each in beside if each),
             rule=1.0,
-            caption="The learned schedule replayed without looking (replay), a policy that sees only the clock "
-            "(time-only), random decisions (random), and none (hold).",
+            caption="Its mean action at each moment over the training part (open-loop); of its runs of this very "
+            "problem the mean rate, replayed (replay), and the mean of all it saw but the clock (time-only); random "
+            "decisions (random), and none (hold).",
         ),
         Chart(
             "controls-paired",
@@ -134,7 +135,7 @@ def controls(scores: Scores) -> list[Chart]:
 
 def profile(scores: Scores) -> Chart | None:
     """Performance profile over the steps to the target, for the methods worth comparing."""
-    field = [method for method in scores.methods if scores.groups[method] != "control"]
+    field = list(scores.field)
     if not scores.headline or not field:
         return None
     at = np.linspace(1.0, MAX_RATIO, 121)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlrate.experiments.methods import LEARNED
 from rlrate.experiments.scoring_cells import Cell, Problem, exp, make_cell, make_problem
 from rlrate.experiments.statistics import (
     Array,
@@ -104,7 +105,12 @@ class Scores:
     @cached_property
     def learned(self) -> str | None:
         """The learned scheduler, where it takes part."""
-        return next((name for name in self.methods if self.groups[name] == "learned"), None)
+        return LEARNED if LEARNED in self.methods else None
+
+    @cached_property
+    def field(self) -> tuple[str, ...]:
+        """The methods that are ranked: no controls, and the learned scheduler once, on the problems' optimizers."""
+        return tuple(m for m in self.methods if self.groups[m] not in ("control", "learned") or m == self.learned)
 
     @cached_property
     def problems(self) -> dict[str, Problem]:
@@ -210,8 +216,8 @@ class Scores:
 
     @cached_property
     def _profile_scores(self) -> dict[str, tuple[float, float]]:
-        """Scores with and without slack; controls are left out of the field, and so cannot lower others' scores."""
-        field = [method for method in self.methods if self.groups[method] != "control"]
+        """Scores with and without slack; what is left out of the field cannot lower others' scores."""
+        field = self.field
         if not self.headline or not field:
             return {}
         both = [profile_score(np.array([self._steps(name)[m] for m in field])) for name in ("steps", "strict")]
@@ -223,7 +229,7 @@ class Scores:
 
         ranks: dict[str, list[float]] = defaultdict(list)
         for problem in self.headline:
-            field = [m for m in self.methods if self.groups[m] != "control" and (problem.name, m) in self.cells]
+            field = [m for m in self.field if (problem.name, m) in self.cells]
             for method, rank in zip(field, rankdata([self.cells[problem.name, m].loss for m in field]), strict=True):
                 ranks[method].append(float(rank))
         return ranks

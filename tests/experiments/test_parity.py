@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from rlrate.envs import make_optimizer, make_workload
 from rlrate.envs.training import Draw
 from rlrate.experiments.cells import CLOCK, Cell, Run, run_cell
 from rlrate.experiments.loops import SELF_TUNING, loop_learned, loop_schedule, loop_self_tuning
+from rlrate.experiments.open_loop import mean_actions, open_loop
 from rlrate.experiments.runs import run_controlled, run_learned, run_schedules
 from rlrate.experiments.schedules import schedule_names
 from rlrate.experiments.search import range_test_cosine, search_updates, stagewise_search
@@ -110,6 +111,43 @@ def test_the_learned_scheduler_and_its_controls(lively: Controller) -> None:
     ends = row.curve.updates - 1
     np.testing.assert_allclose(row.curve.rate, table[ends], rtol=1e-12)
     assert losses["replay", 1000] != replayed.heldout_loss[0]
+
+
+def test_the_learned_scheduler_on_adam_is_it_on_adam(lively: Controller) -> None:
+    problem = replace(PROBLEM, optimizer="sgd")
+    rows = run_cell(Cell(problem, "controlled", tuple(Run("learned-adam", "report", seed) for seed in SEEDS)), lively)
+    alone = run_learned(draw("adam"), SEEDS, lively)
+    np.testing.assert_allclose([row.heldout_loss for row in rows], alone.heldout_loss, rtol=1e-6)
+    assert rows[0].optimizer == "sgd" and rows[0].group == "learned"
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 1e-3), ("adagrad", 1e-2)])
+def test_a_rule_from_torchs_rate_keeps_the_optimizer(optimizer: str, rate: float) -> None:
+    problem = replace(PROBLEM, optimizer=optimizer)
+    rows = run_cell(Cell(problem, "defaults", (Run("default-greedy", "report", 1000),)), Controller.constant())
+    alone = run_schedules(draw(optimizer), [1000], ["greedy"], [rate])
+    assert rows[0].peak == rate and rows[0].heldout_loss == pytest.approx(alone.heldout_loss[0], rel=1e-6)
+
+
+def test_open_loop_is_the_controller_without_its_eyes(lively: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlrate.experiments.open_loop.DRAWS", 3)
+    cell = Cell(replace(PROBLEM, steps=200), "open-loop", (Run("open-loop", "report", 1000),))
+
+    blind = Controller.constant(0.2)
+    expected = run_learned(draw(steps=200), [1000], blind).heldout_loss[0]
+    assert run_cell(cell, blind)[0].heldout_loss == pytest.approx(expected, rel=1e-6)
+
+    path = mean_actions(lively, 3)
+    assert path.shape == (lively.spec.cadence.decisions - 1,) and np.ptp(path) > 0
+    told = iter(path)
+    by_hand = run_controlled(draw(steps=200), [1000], lively.spec, lambda seen: np.full(len(seen), next(told)))
+    found = run_cell(cell, lively)[0].heldout_loss
+    assert found == pytest.approx(by_hand.heldout_loss[0], rel=1e-6)
+    assert found != run_learned(draw(steps=200), [1000], lively).heldout_loss[0]
+    # Fewer decisions are spread over the same path.
+    few = open_loop(lively, 30)
+    first, *_, last = [float(few(np.zeros((1, 1), np.float32))[0]) for _ in lively.spec.cadence.boundaries(30)[:-1]]
+    assert (first, last) == (path[0], path[-1])
 
 
 def test_the_start_given_does_not_matter_to_the_learned_scheduler(lively: Controller) -> None:

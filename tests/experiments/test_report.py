@@ -82,11 +82,12 @@ def test_it_says_plainly_where_the_learned_scheduler_loses(written: Written) -> 
     assert re.match(r"char-transformer-small adam 600: 1\.[34]", loses[0])
     assert any(line.startswith("digits-gru momentum 400: 1.0") for line in loses)
     assert any("cosine (best of 5 rates)" in line for line in loses)
-    problems, methods = written.figures["wins"]
+    problems, methods, controls = written.figures["wins"]
     assert problems.startswith("digits-cnn-batchnorm adam 400: 0.9")
     assert re.fullmatch(
         r"Over all problems it ends lower, relative to each, than: .*\(0\.\d+ \[.*, 0\.\d+\]\)\.", methods
     )
+    assert re.match(r"It ends lower, relative to each, than the controls replay \(0\.\d+ \[", controls)
     for line in [*loses, *written.figures["wins"]]:
         assert line in page.text and line in written.summary.read_text("utf-8")
 

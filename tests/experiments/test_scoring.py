@@ -66,6 +66,21 @@ def test_the_reference_is_the_best_of_the_reported_schedules_problem_by_problem(
     assert (problems["q"].best, problems["q"].peak, problems["q"].target) == ("constant", 0.01, 1.0)
 
 
+def test_the_learned_scheduler_on_another_optimizer_is_shown_and_not_ranked() -> None:
+    plain = made()
+    twice = [replace(r, method="learned-adam", key=r.key + "a") for r in plain.rows if r.method == "learned"]
+    # First in the suite, and half the loss.
+    methods: dict[str, Any] = {"learned-adam": {"group": "learned", "what": ""}, **plain.suite["methods"]}
+    rows = (*plain.rows, *(replace(r, heldout_loss=r.heldout_loss / 2) for r in twice))
+    scores = Scores(Results({**plain.suite, "methods": methods}, rows))
+    assert scores.learned == "learned" and "learned-adam" in scores.methods
+    added, before = scores.score("learned-adam"), Scores(plain)
+    assert added.ratio is not None and math.isnan(added.rank) and math.isnan(added.score)
+    for method in ("learned", "cosine", "constant"):
+        now, then = scores.score(method), before.score(method)
+        assert (now.rank, now.score, now.ratio) == (then.rank, then.score, then.ratio)
+
+
 def test_what_tuning_would_have_chosen_is_told_apart() -> None:
     whole = made()
     rows = [
