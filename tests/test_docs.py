@@ -16,6 +16,7 @@ import typer.main
 
 from rlrate.cli import app
 from rlrate.control import LIMIT, SIGNALS, Interval, Signals
+from rlrate.envs import TrainingConfig, TrainingRuns
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,6 +98,20 @@ def test_links_between_pages_lead_somewhere() -> None:
             if "://" not in target and not (page.parent / target).exists():
                 missing.append(f"{name(page)}: {target}")
     assert not missing
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/examples").glob("*.py")), ids=name)
+def test_families_of_the_examples_differ_from_draw_to_draw_and_train(path: Path) -> None:
+    config = TrainingConfig(workload=f"{path}:make", optimizer="adam", steps=200)
+    draws = [TrainingRuns.sample(config, (0, 0, index), range(2)) for index in range(2)]
+    shapes = [[tuple(p.shape[1:]) for p in runs.population.parameters] for runs in draws]
+    assert shapes[0] != shapes[1]
+    runs = draws[0]
+    runs.begin()
+    first = runs.heldout_loss
+    while not runs.done:
+        runs.step(np.full(2, 0.3))
+    assert not runs.diverged.any() and (runs.heldout_loss < 0.5 * first).all()
 
 
 def test_each_command_is_documented_with_all_its_options() -> None:
