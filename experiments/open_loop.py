@@ -18,7 +18,7 @@ __all__ = ["mean_actions", "open_loop"]
 #: Of draws that no bundled recipe trains on, and no judgement shares.
 SEED = 31
 
-#: Draws of the training part, runs of each, and their budgets: some twenty seconds of one core.
+#: Draws of the training part, runs of each, and their budgets: minutes of one core, once in a process.
 DRAWS, RUNS, STEPS = 64, 2, (200, 600)
 
 _KNOWN: dict[str, Array] = {}
