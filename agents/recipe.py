@@ -38,7 +38,7 @@ class Recipe:
         environment: Settings of the environment; see :class:`rlrate.envs.TrainingConfig`.
         cadence: Settings of :class:`rlrate.control.Cadence`.
         rules: Settings of :class:`rlrate.control.Action`.
-        signals: Names of the signals; empty for all.
+        signals: Names of the signals; empty for all but those of a validation loss.
         policy: Hidden layer widths ("net"), "activation" (tanh or relu), "log_std_init".
         algorithm: Keyword arguments of the SB3 algorithm.
         relative_reward: Whether each run is paid relative to the mean of its population.

@@ -47,6 +47,7 @@ class Forward:
         self._noise = noise
         self._train = [_cast(values, dtype) for values in workload.train]
         self._heldout = [_cast(values, dtype) for values in workload.heldout]
+        self._validation = [_cast(values, dtype) for values in workload.validation or workload.heldout]
         self._classes = all(
             not s[1].is_floating_point() and bool((s[1] >= 0).all()) for s in (workload.train, workload.heldout)
         )
@@ -86,13 +87,16 @@ class Forward:
         buffers: Sequence[Tensor],
         examples: int,
         limit: int | None = None,
+        *,
+        validation: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Held-out loss and accuracy, each (n,), ``examples`` at a time; may change ``buffers``.
 
-        With a ``limit``, the loss of the first examples only, and no accuracy.
+        With a ``limit``, the loss of the first examples only, and no accuracy; with ``validation``, of that part of the
+        data instead.
         """
         replica = self._replica
-        heldout = [values[:limit] for values in self._heldout]
+        heldout = [values[:limit] for values in (self._validation if validation else self._heldout)]
         runs, total = len(stacks[0]), len(heldout[0])
         classes = self.workload.accuracy and limit is None
         loss, right = stacks[0].new_zeros(runs), stacks[0].new_zeros(runs)

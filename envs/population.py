@@ -150,6 +150,16 @@ class Population:
             Mean loss (N,), and share of examples classified correctly (N,): NaN where the workload
             has no classes.
         """
+        return self._evaluate(limit, validation=False)
+
+    def validation(self) -> Tensor:
+        """Mean loss of every network on the validation examples of its workload, (N,); changes nothing.
+
+        Where the workload has none, on the held-out examples.
+        """
+        return self._evaluate(None, validation=True)[0]
+
+    def _evaluate(self, limit: int | None, *, validation: bool) -> tuple[Tensor, Tensor]:
         loss = torch.zeros(self.size, dtype=self.dtype)
         accuracy = torch.zeros(self.size, dtype=self.dtype)
         if self._forward.loop is None:
@@ -159,7 +169,7 @@ class Population:
             rows = chunk.rows
             buffers = [value.clone() for value in self._buffer_rows(rows)]
             loss[rows], accuracy[rows] = self._forward.evaluate(
-                [leaf.detach() for leaf in chunk.leaves], buffers, EVALUATION_EXAMPLES, limit
+                [leaf.detach() for leaf in chunk.leaves], buffers, EVALUATION_EXAMPLES, limit, validation=validation
             )
         return loss, accuracy
 

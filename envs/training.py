@@ -46,6 +46,9 @@ class TrainingConfig:
         reward_floor: A loss below this share of the first one earns nothing more, so that no workload dominates the
             return.
         withhold_loss: Share of runs whose policy does not see the loss.
+        validation: Share of runs whose policy is shown a validation loss, at every decision, every second or every
+            fourth. It comes from :data:`INTERMEDIATE_EXAMPLES` of the held-out examples, at most half of them, by which
+            the end of the run is then not judged.
         siblings: So many runs of a draw, one after the other, share their seed, their start and what their policy sees:
             they differ by their actions alone.
         spec: Signals, cadence and action.
@@ -59,6 +62,7 @@ class TrainingConfig:
     reward: Reward = "heldout"
     reward_floor: float = 1e-3
     withhold_loss: float = 0.0
+    validation: float = 0.0
     siblings: int = 1
     spec: ControlSpec = field(default_factory=ControlSpec)
     dtype: str = "float32"
@@ -78,8 +82,9 @@ class TrainingConfig:
             bad = [(name, n) for name, n in self.workload.items() if type(n) is not int or n < 1]
             if bad or not self.workload:
                 raise ConfigError(f"workloads are weighted by positive integers, got {bad[0] if bad else '{}'}")
-        if not 0.0 <= self.withhold_loss <= 1.0:
-            raise ConfigError(f"withhold_loss must lie in [0, 1], got {self.withhold_loss!r}")
+        for name in ("withhold_loss", "validation"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)!r}")
         if not isinstance(self.siblings, int) or isinstance(self.siblings, bool) or self.siblings < 1:
             raise ConfigError(f"siblings must be a positive integer, got {self.siblings!r}")
         if self.dtype not in ("float32", "float64"):
@@ -108,6 +113,8 @@ def sample_draw(config: TrainingConfig, seed: Sequence[int]) -> Draw:
     if isinstance(choices, list | tuple):
         choices = choices[int(rng.integers(len(choices)))]
     workload = make_workload(choices, rng)
+    if config.validation > 0.0:
+        workload = workload.with_validation(INTERMEDIATE_EXAMPLES)
     optimizer = config.optimizer
     if optimizer is None or isinstance(optimizer, list | tuple):
         names = list(OPTIMIZERS) if optimizer is None else list(optimizer)
@@ -131,6 +138,8 @@ class TrainingRuns:
         seeds: One seed for each run.
         start: Relative update size after the probe, shape (N,); None for that of the specification.
         blind: Mask of shape (N,) of runs whose policy does not see the loss.
+        validated: At every how many decisions a policy is shown the validation loss, shape (N,); 0 for never. Default
+            never.
     """
 
     def __init__(
@@ -141,6 +150,7 @@ class TrainingRuns:
         *,
         start: Array | None = None,
         blind: NDArray[np.bool_] | None = None,
+        validated: NDArray[np.int_] | None = None,
     ) -> None:
         self.config = config
         self.draw = draw
@@ -160,6 +170,7 @@ class TrainingRuns:
             start=None if config.spec.action.start is None else start,
             blind=blind,
         )
+        self.validated = np.zeros(self.size, dtype=int) if validated is None else validated
         self.diverged = np.zeros(self.size, dtype=bool)
         self.train_loss = np.full(self.size, np.nan)
         self.heldout_loss = np.full(self.size, np.nan)
@@ -179,6 +190,9 @@ class TrainingRuns:
             [int(stream.integers(2**31)) for stream in streams],
             start=np.array([math.exp(s.uniform(math.log(low), math.log(high))) for s in streams]),
             blind=np.array([s.random() < config.withhold_loss for s in streams]),
+            validated=np.array([s.random() < config.validation and 2 ** s.integers(3) for s in streams], dtype=int)
+            if config.validation > 0.0
+            else None,
         )
 
     @property
@@ -255,11 +269,24 @@ class TrainingRuns:
             self.train_loss = total / count
         # Rewards telescope, so what lies between the ends may be estimated from fewer examples.
         ends = self.control.done or self.control.decisions == 0
-        heldout, accuracy = self.population.heldout(None if ends else INTERMEDIATE_EXAMPLES)
-        self.heldout_loss = heldout.double().numpy()
-        self.heldout_accuracy = accuracy.double().numpy()
+        validation = self._validate()
+        if ends or validation is None:
+            heldout, accuracy = self.population.heldout(None if ends else INTERMEDIATE_EXAMPLES)
+            self.heldout_loss = heldout.double().numpy()
+            self.heldout_accuracy = accuracy.double().numpy()
+        else:
+            self.heldout_loss, self.heldout_accuracy = validation, np.full(self.size, np.nan)
         self.diverged |= ~(np.isfinite(self.train_loss) & np.isfinite(self.heldout_loss))
         return self.control.observe()
+
+    def _validate(self) -> Array | None:
+        """Shows the control the validation losses that are due; those of all runs, or None if none is shown any."""
+        if not self.validated.any():
+            return None
+        losses: Array = self.population.validation().double().numpy()
+        shown = (self.validated > 0) & (self.control.decisions % np.maximum(self.validated, 1) == 0)
+        self.control.validate(np.where(shown, losses, np.nan))
+        return losses
 
     def _criterion(self) -> Array:
         return self.train_loss if self.config.reward == "train" else self.heldout_loss

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -41,6 +41,8 @@ class Workload:
         accuracy: True when targets are classes and the module's output is (batch, classes) logits.
         signed: True when the held-out loss may be negative, such as a negative log-likelihood: its
             improvement is then a difference, not a ratio.
+        validation: Like ``heldout``, from examples that are in neither: what a controller may be shown as training goes
+            on, so that ``heldout`` can judge. None where there is no such part.
     """
 
     name: str
@@ -52,6 +54,20 @@ class Workload:
     batch_size: int
     accuracy: bool = False
     signed: bool = False
+    validation: Split | None = None
+
+    def with_validation(self, examples: int) -> Workload:
+        """The same with the first ``examples`` held-out examples, at most half of them, as validation part.
+
+        A workload that has one, or but one held-out example, stays as it is.
+        """
+        count = min(examples, len(self.heldout[0]) // 2)
+        if self.validation is not None or count == 0:
+            return self
+        first, rest = (
+            (self.heldout[0][part], self.heldout[1][part]) for part in (slice(None, count), slice(count, None))
+        )
+        return replace(self, validation=first, heldout=rest)
 
     @classmethod
     def from_dataset(
@@ -113,15 +129,17 @@ def check_workload(workload: Workload) -> None:
     name = workload.name
     if not isinstance(name, str) or not name:
         raise WorkloadError(f"a workload's name must be a non-empty string, not {name!r}.")
-    for part in ("train", "heldout"):
+    others = ("heldout",) if workload.validation is None else ("heldout", "validation")
+    for part in ("train", *others):
         _check_split(getattr(workload, part), f"{name}: {part}")
     for index, what in enumerate(("inputs", "targets")):
-        train, heldout = workload.train[index], workload.heldout[index]
-        if train.shape[1:] != heldout.shape[1:] or train.dtype != heldout.dtype:
-            raise WorkloadError(
-                f"{name}: train {what} are {_kind(train)} but heldout {what} are {_kind(heldout)}; "
-                "give both the same shape per example and the same dtype."
-            )
+        for part in others:
+            train, other = workload.train[index], getattr(workload, part)[index]
+            if train.shape[1:] != other.shape[1:] or train.dtype != other.dtype:
+                raise WorkloadError(
+                    f"{name}: train {what} are {_kind(train)} but {part} {what} are {_kind(other)}; "
+                    "give both the same shape per example and the same dtype."
+                )
     size, examples = workload.batch_size, len(workload.train[0])
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= examples:
         raise WorkloadError(

@@ -58,7 +58,7 @@ def check_bounds(min_lr: float, max_lr: float | Sequence[float], groups: int) ->
             raise SchedulerError(f"need 0 < min_lr < max_lr, both finite; got min_lr={min_lr!r} and max_lr={max_lr!r}")
 
 
-def check_loss(loss: object) -> Tensor | float | None:
+def check_loss(loss: object, call: str = "step(loss)") -> Tensor | float | None:
     """The loss without its graph; raises SchedulerError unless it is one real number."""
     if loss is None:
         return None
@@ -66,8 +66,7 @@ def check_loss(loss: object) -> Tensor | float | None:
         size = loss.numel() if isinstance(loss, Tensor) else loss.size
         if size != 1:
             raise SchedulerError(
-                f"step(loss) needs one number per update, got shape {tuple(loss.shape)}; "
-                "pass the mean, e.g. loss.mean()"
+                f"{call} needs one number per update, got shape {tuple(loss.shape)}; pass the mean, e.g. loss.mean()"
             )
         if isinstance(loss, Tensor) and not loss.is_complex() and loss.device.type != "cpu":
             # A copy: captured graphs write every loss into the same memory.
@@ -78,7 +77,7 @@ def check_loss(loss: object) -> Tensor | float | None:
             raise TypeError
         return float(loss)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise SchedulerError(f"step(loss) needs a scalar tensor or a number, got {type(loss).__name__}") from None
+        raise SchedulerError(f"{call} needs a scalar tensor or a number, got {type(loss).__name__}") from None
 
 
 def check_state(state: Mapping[str, Any], version: int, identity: str, budget: int | None) -> None:

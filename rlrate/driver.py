@@ -44,6 +44,7 @@ class Driver:
         self.watch = UpdateWatch()
         self.recorder = Recorder()
         self.position = 0  # updates that were noted
+        self.validation: Loss | None = None  # the latest, since the last decision
         self._losses: list[Loss | None] = []
         self._alarmed = controller.spec.action.alarm is not None
         self._looked = 0  # how many of them, from the first on, the control has looked at for an alarm
@@ -101,6 +102,9 @@ class Driver:
         samples = self._samples() if control.wants_samples(count) else None
         control.advance(np.array(losses)[:, None] if losses else None, samples, count)
         if control.decision_due:
+            if self.validation is not None:
+                control.validate(np.array([float(self.validation)]))
+                self.validation = None
             observation = control.observe()
             action = self.controller.act(observation)
             control.act(action)
@@ -134,6 +138,7 @@ class Driver:
             "position": self.position,
             "losses": [None if loss is None else float(loss) for loss in self._losses],
             "looked": self._looked,
+            "validation": None if self.validation is None else float(self.validation),
             "flights": [[flight.count, *flight.land(), flight.looked] for flight in self._flights],
             "control": self.control.state_dict(),
             "watch": self.watch.state_dict(),
@@ -146,7 +151,7 @@ class Driver:
         self.watch.load_state_dict(state["watch"], optimizer)
         self.recorder.load_state_dict(state["decisions"])
         self.position, self._losses, self._doubts = state["position"], list(state["losses"]), []
-        self._looked = state.get("looked", 0)
+        self._looked, self.validation = state.get("looked", 0), state.get("validation")
         self._flights = [Flight.landed(*flight) for flight in state["flights"]]
         self.refresh()
 

@@ -128,6 +128,22 @@ class LearnedLR(LRScheduler):
         """
         self._observed = check_loss(loss)
 
+    def observe_validation(self, loss: Tensor | SupportsFloat | None) -> None:
+        """Notes a loss on data that is not trained on, whenever you have measured one, such as after each epoch.
+
+        A controller that looks at validation losses sees the latest at its next decision, as if measured just before;
+        it can then tell when the model begins to overfit. Others leave it aside. Of several processes, that of the
+        first counts.
+
+        Args:
+            loss: As for :meth:`step`, but of the validation data, always of the same ones. One that is not finite is
+                left aside.
+
+        Raises:
+            SchedulerError: for a loss that is not a scalar.
+        """
+        self._driver.validation = check_loss(loss, "observe_validation(loss)")
+
     def get_lr(self) -> list[Rate]:
         """The learning rate of each group for the next update; torch calls this, see :meth:`get_last_lr`."""
         if not self._get_lr_called_within_step:

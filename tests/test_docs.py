@@ -167,7 +167,7 @@ def test_signals_stay_within_the_documented_ranges() -> None:
 
 def observations(rng: np.random.Generator) -> np.ndarray:
     """What successive, otherwise arbitrary intervals of three runs look like."""
-    signals = Signals(runs=3)
+    signals = Signals(tuple(SIGNALS), 3)
     result = []
     action = rng.uniform(-1, 1, 3)
     for decision in range(8):
@@ -187,6 +187,7 @@ def observations(rng: np.random.Generator) -> np.ndarray:
             action=action,
             cuts=rng.integers(0, 5, 3).astype(float),
             capped=rng.integers(0, 2, 3).astype(float),
+            validation=10.0 ** rng.uniform(-9, 9, 3),
         )
         result.append(signals.observe(interval))
     return np.concatenate(result)

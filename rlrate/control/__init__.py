@@ -4,12 +4,13 @@ from rlrate.control.action import Action, SpikeGuard
 from rlrate.control.cadence import Cadence
 from rlrate.control.control import RateControl
 from rlrate.control.sampler import UpdateSampler
-from rlrate.control.signals import LIMIT, SIGNALS, Interval, Signals
+from rlrate.control.signals import LIMIT, SIGNALS, USUAL, Interval, Signals
 from rlrate.control.spec import ControlSpec
 
 __all__ = [
     "LIMIT",
     "SIGNALS",
+    "USUAL",
     "Action",
     "Cadence",
     "ControlSpec",

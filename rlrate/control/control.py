@@ -30,7 +30,7 @@ WINDOW = 3
 _STATE = (
     *("_base", "_log_base", "log_rate", "log_start", "updates", "decisions", "interventions"),
     *("_next", "_action", "_capped", "_ratio", "_layer_ratio", "_probing", "_unit"),
-    *("_losses", "_length", "_cuts", "_samples"),
+    *("_losses", "_length", "_cuts", "_samples", "_validation"),
 )
 
 
@@ -83,6 +83,7 @@ class RateControl:
         self._layer_ratio = np.full(runs, np.nan)
         self._probing = self.start is not None
         self._unit: list[Array] = []
+        self._validation: list[Array] = []
         self._reset_interval()
 
     def give(self, rates: Array) -> None:
@@ -192,6 +193,16 @@ class RateControl:
         if len(self._losses) >= self.spec.action.check or (self._losses and self._at_end(self.updates)):
             self._close_block()
 
+    def validate(self, losses: Array) -> None:
+        """Takes note of validation losses, shape (N,), NaN for runs that have none; the next observation shows them.
+
+        Only the latest of an interval counts.
+        """
+        losses = np.where(np.isfinite(losses), losses, np.nan)
+        if self._validation:
+            losses = np.where(np.isnan(losses), self._validation[0], losses)
+        self._validation = [losses]
+
     @property
     def ceiling(self) -> float:
         """Loss of a single run above which :meth:`look` cuts its rate."""
@@ -255,6 +266,7 @@ class RateControl:
             action=self._action,
             cuts=self._cuts,
             capped=self._capped,
+            validation=self._validation.pop() if self._validation else None,
         )
         self._reset_interval()
         while self._at_end(self.updates):
@@ -300,7 +312,7 @@ class RateControl:
         Raises:
             ConfigError: when ``state`` does not have the entries and shapes of such a state.
         """
-        restore(self, _STATE, state)
+        restore(self, _STATE, {"validation": [], **state})  # which came later
         self.signals.load_state_dict(state.get("signals"))
         self.guard.load_state_dict(state.get("guard"))
         self._trend.load_state_dict(state.get("trend"))

@@ -45,9 +45,23 @@ SIGNALS: dict[str, str] = {
     "action_mean": "moving average of the actions",
     "cuts": "spikes of the loss in the last interval (saturates at 2)",
     "capped": "1 when the cap on the update size held the last action back",
+    "validation_known": "1 when validation losses are reported, 0 when not (the validation signals are then 0)",
+    "validation_previous": "squashed log of the latest validation loss / the one known a decision before",
+    "validation_slow": "squashed log of the latest validation loss / its slow moving average",
+    "validation_best": "squashed log of the latest validation loss / the lowest one so far",
+    "validation_gap": "squashed log of the latest validation loss / the first one, less that of the mean loss",
 }
 
-_STATE = ("positive", "first", "previous", "fast", "slow", "best", "scale", "span", "gradient_first", "action_mean")
+#: Those that need nothing but the training itself: what a policy sees unless it asks for more.
+USUAL: tuple[str, ...] = tuple(name for name in SIGNALS if not name.startswith("validation_"))
+
+_STATE = (
+    *("positive", "first", "previous", "fast", "slow", "best", "scale", "span", "gradient_first", "action_mean"),
+    *("validation", "validation_first", "validation_slow", "validation_best"),
+)
+
+#: Entries of the state that came later, and are not known where it was written before.
+_LATER = ("span", "validation", "validation_first", "validation_slow", "validation_best")
 
 
 @dataclass
@@ -68,6 +82,7 @@ class Interval:
         action: Last action.
         cuts: Cuts made by the guard in the interval.
         capped: Whether the cap bound at the last decision.
+        validation: The latest validation loss since the interval before; None where there is none of any run.
     """
 
     progress: float
@@ -83,6 +98,7 @@ class Interval:
     action: Array
     cuts: Array
     capped: Array
+    validation: Array | None = None
 
 
 class Signals:
@@ -93,7 +109,7 @@ class Signals:
     no meaningful ratio).
 
     Args:
-        names: The signals, in order; None for all of :data:`SIGNALS`.
+        names: The signals, in order; None for :data:`USUAL`, which are all but those of a validation loss.
         runs: N, the number of runs.
 
     Raises:
@@ -101,7 +117,7 @@ class Signals:
     """
 
     def __init__(self, names: tuple[str, ...] | None = None, runs: int = 1) -> None:
-        self.names = tuple(SIGNALS) if names is None else tuple(names)
+        self.names = USUAL if names is None else tuple(names)
         unknown = [name for name in self.names if name not in SIGNALS]
         if unknown or not self.names:
             raise ConfigError(
@@ -115,6 +131,9 @@ class Signals:
         self.first, self.previous, self.fast, self.slow, self.best = (nan.copy() for _ in range(5))
         self.scale, self.span = nan.copy(), nan.copy()
         self.gradient_first = nan.copy()
+        self.validation, self.validation_first = nan.copy(), nan.copy()
+        self.validation_slow, self.validation_best = nan.copy(), nan.copy()
+        self._validated = any(name not in USUAL for name in self.names)
         self.action_mean = np.zeros(runs)
 
     @property
@@ -131,6 +150,8 @@ class Signals:
         with np.errstate(all="ignore"):
             promises = self._promise(interval)  # compares with the interval before, which the next line forgets
             values = {**self._position(interval), **self._loss(interval), **self._gradient(interval), **promises}
+            if self._validated:
+                values |= self._validation(interval)
         rows = np.empty((self.runs, len(self.names)))
         for column, name in enumerate(self.names):
             rows[:, column] = values[name]
@@ -144,8 +165,9 @@ class Signals:
 
     def load_state_dict(self, state: object) -> None:
         """Continues from what :meth:`state_dict` returned."""
-        if isinstance(state, Mapping) and "span" not in state:  # written before there was one
-            state = {**state, "span": torch.full((self.runs,), math.nan, dtype=torch.float64)}
+        if isinstance(state, Mapping):
+            missing = [name for name in _LATER if name not in state]
+            state = {**state, **{name: torch.full((self.runs,), math.nan, dtype=torch.float64) for name in missing}}
         restore(self, _STATE, state)
 
     def _position(self, interval: Interval) -> dict[str, Array | float]:
@@ -172,9 +194,7 @@ class Signals:
         self.scale = np.where(np.isnan(self.scale), noise, 0.7 * self.scale + 0.3 * noise)
 
         def versus(reference: Array, gain: float) -> Array:
-            ratio = np.log(loss) - np.log(reference)
-            spread = (loss - reference) / np.maximum(self.scale, 1e-12 + 1e-6 * np.abs(reference))
-            return np.where(self.positive, _squash(ratio, gain), _squash(spread, 1.0))
+            return self._versus(loss, reference, gain)
 
         values = {
             "loss_known": known.astype(np.float64),
@@ -191,6 +211,42 @@ class Signals:
         self.slow = np.where(known, 0.85 * self.slow + 0.15 * loss, self.slow)
         self.best = np.fmin(self.best, loss)
         return values
+
+    def _versus(self, loss: Array, reference: Array, gain: float) -> Array:
+        ratio = np.log(loss) - np.log(reference)
+        spread = (loss - reference) / np.maximum(self.scale, 1e-12 + 1e-6 * np.abs(reference))
+        return np.where(self.positive, _squash(ratio, gain), _squash(spread, 1.0))
+
+    def _validation(self, interval: Interval) -> dict[str, Array]:
+        """Signals of the loss on data that training does not see; call after :meth:`_loss`."""
+        previous = self.validation
+        latest = np.full(self.runs, np.nan) if interval.validation is None else interval.validation
+        new = np.isfinite(latest)
+        loss = np.where(new, latest, previous)
+        self.positive &= ~(loss <= 0.0)
+        fresh = new & np.isnan(previous)
+        previous = np.where(fresh, loss, previous)
+        self.validation = loss
+        self.validation_first = np.where(fresh, loss, self.validation_first)
+        self.validation_slow = np.where(fresh, loss, self.validation_slow)
+        self.validation_best = np.fmin(self.validation_best, loss)
+        values = {
+            "validation_known": np.isfinite(loss).astype(np.float64),
+            "validation_previous": self._versus(loss, previous, 10.0),
+            "validation_slow": self._versus(loss, self.validation_slow, 5.0),
+            "validation_best": self._versus(loss, self.validation_best, 10.0),
+            "validation_gap": self._gap(),
+        }
+        self.validation_slow = np.where(new, 0.85 * self.validation_slow + 0.15 * loss, self.validation_slow)
+        return values
+
+    def _gap(self) -> Array:
+        """How much less the validation loss has fallen than the training loss."""
+        ratio = np.log(self.validation / self.validation_first) - np.log(self.previous / self.first)
+        spread = (self.validation - self.validation_first - (self.previous - self.first)) / np.maximum(
+            self.scale, 1e-12 + 1e-6 * np.abs(self.validation_first)
+        )
+        return np.where(self.positive, _squash(ratio, 1.0), _squash(spread, 1.0))
 
     def _promise(self, interval: Interval) -> dict[str, Array]:
         """The first-order fall of the loss, and how much of it came true (as in trust-region methods)."""

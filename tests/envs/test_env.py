@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import rlrate.envs
-from rlrate.control import SIGNALS
+from rlrate.control import USUAL
 from rlrate.envs import TrainingConfig, TrainingEnv, TrainingVectorEnv, workload_names
 from rlrate.envs.training import sample_draw
 from rlrate.errors import ConfigError, WorkloadError
@@ -51,7 +51,7 @@ def test_checkers_pass_without_a_warning(family: str, action: str) -> None:
 def test_the_episode_is_the_budget_and_the_rewards_telescope() -> None:
     env = TrainingEnv(workload="digits-mlp", optimizer="adam", steps=250)
     observation, info = env.reset(seed=3)
-    assert observation.shape == (len(SIGNALS),)
+    assert observation.shape == (len(USUAL),)
     assert info["updates"] == 5
     total, steps, terminated = 0.0, 0, False
     while not terminated:

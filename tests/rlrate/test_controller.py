@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from rlrate import ConfigError, Controller, ControllerError
-from rlrate.control import SIGNALS, Action, ControlSpec
+from rlrate.control import USUAL, Action, ControlSpec
 from rlrate.controller import MAX_BYTES, linear_layers
 
 Make = Callable[..., Controller]
-SIZE = len(SIGNALS)
+SIZE = len(USUAL)
 DISCRETE = ControlSpec(action=Action(multipliers=(0.5, 0.7, 1.0, 1.5, 2.0)))
 
 

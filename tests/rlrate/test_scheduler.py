@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, ExponentialLR, LinearLR, LRScheduler, SequentialLR
 
 from rlrate import Controller, ControllerError, LearnedLR, SchedulerError
-from rlrate.control import SIGNALS, ControlSpec
+from rlrate.control import USUAL, ControlSpec
 
 Make = Callable[..., Controller]
 MakeSpec = Callable[..., ControlSpec]
@@ -138,7 +138,7 @@ def test_the_report_is_what_was_decided(make_loop: Any, make_controller: Make) -
     controller = make_controller()
     loop = make_loop()
     scheduler = LearnedLR(loop.optimizer, 60, controller)
-    assert scheduler.report().observations.shape == (0, len(SIGNALS))
+    assert scheduler.report().observations.shape == (0, len(USUAL))
     rates = loop.run(scheduler, 60)
     report = scheduler.report()
     assert report.signals == controller.spec.signals

@@ -53,13 +53,14 @@ def tame(draw: st.DrawFn, runs: int) -> Interval:
         action=rng.uniform(-1, 1, runs),
         cuts=rng.integers(0, 4, runs).astype(float),
         capped=rng.integers(0, 2, runs).astype(float),
+        validation=np.where(rng.random(runs) < 0.3, np.nan, np.exp(rng.normal(size=runs))),
     )
 
 
 @given(st.integers(1, 3).flatmap(lambda n: st.lists(wild(n), min_size=1, max_size=4)))
 def test_observations_are_finite_and_bounded_whatever_happens(intervals: list[Interval]) -> None:
     runs = len(intervals[0].loss)
-    signals = Signals(runs=runs)
+    signals = Signals(tuple(SIGNALS), runs)
     for interval in intervals:
         observation = signals.observe(interval)
         assert observation.shape == (runs, len(SIGNALS))
@@ -76,13 +77,14 @@ OF_WEIGHTS = np.array([-2, -2, -2, 2, 2, 0, 0])[:, None]
 def rescaled(interval: Interval, unit: float) -> Interval:
     """The same interval with the loss in another unit, and so its gradient."""
     samples = interval.samples * unit**OF_LOSS
-    return replace(interval, loss=interval.loss * unit, noise=interval.noise * unit, samples=samples)
+    scaled = {name: getattr(interval, name) * unit for name in ("loss", "noise", "validation")}
+    return replace(interval, samples=samples, **scaled)
 
 
 @settings(max_examples=50)
 @given(st.lists(tame(2), min_size=1, max_size=4), st.floats(1e-6, 1e6))
 def test_the_unit_of_the_loss_does_not_matter(intervals: list[Interval], unit: float) -> None:
-    plain, scaled = Signals(runs=2), Signals(runs=2)
+    plain, scaled = Signals(tuple(SIGNALS), 2), Signals(tuple(SIGNALS), 2)
     for interval in intervals:
         np.testing.assert_allclose(scaled.observe(rescaled(interval, unit)), plain.observe(interval), atol=1e-5)
 
@@ -90,7 +92,7 @@ def test_the_unit_of_the_loss_does_not_matter(intervals: list[Interval], unit: f
 @settings(max_examples=50)
 @given(st.lists(tame(2), min_size=1, max_size=4), st.floats(1e-6, 1e6))
 def test_neither_does_it_for_losses_of_any_sign(intervals: list[Interval], unit: float) -> None:
-    plain, scaled = Signals(runs=2), Signals(runs=2)
+    plain, scaled = Signals(tuple(SIGNALS), 2), Signals(tuple(SIGNALS), 2)
     intervals = [replace(intervals[0], loss=-intervals[0].loss), *intervals]
     for interval in intervals:
         np.testing.assert_allclose(scaled.observe(rescaled(interval, unit)), plain.observe(interval), atol=1e-4)
@@ -99,7 +101,7 @@ def test_neither_does_it_for_losses_of_any_sign(intervals: list[Interval], unit:
 @settings(max_examples=50)
 @given(st.lists(tame(2), min_size=1, max_size=4), st.floats(1e-6, 1e6))
 def test_the_unit_of_the_weights_does_not_matter(intervals: list[Interval], unit: float) -> None:
-    plain, scaled = Signals(runs=2), Signals(runs=2)
+    plain, scaled = Signals(tuple(SIGNALS), 2), Signals(tuple(SIGNALS), 2)
     for interval in intervals:
         other = replace(interval, samples=interval.samples * unit**OF_WEIGHTS)
         np.testing.assert_allclose(scaled.observe(other), plain.observe(interval), atol=1e-5)
@@ -108,10 +110,10 @@ def test_the_unit_of_the_weights_does_not_matter(intervals: list[Interval], unit
 @settings(max_examples=50)
 @given(st.lists(wild(3) | tame(3), min_size=1, max_size=4))
 def test_runs_together_equal_each_alone(intervals: list[Interval]) -> None:
-    together = Signals(runs=3)
+    together = Signals(tuple(SIGNALS), 3)
     seen = [together.observe(interval) for interval in intervals]
     for run in range(3):
-        alone = Signals()
+        alone = Signals(tuple(SIGNALS))
         for interval, expected in zip(intervals, seen, strict=True):
             parts = {name: getattr(interval, name)[run : run + 1] for name in ARRAYS}
             own = replace(interval, samples=interval.samples[:, :, run : run + 1], **parts)
@@ -136,6 +138,7 @@ def one(**changes: object) -> Interval:
         action=np.array([0.0]),
         cuts=np.array([0.0]),
         capped=np.array([0.0]),
+        validation=np.array([3.0]),
     )
     arrays_ = {name: np.array([value]) if name in ARRAYS else value for name, value in changes.items()}
     return replace(first, **arrays_)  # type: ignore[arg-type]
@@ -160,6 +163,7 @@ def second() -> Interval:
         action=0.5,
         cuts=3.0,
         capped=1.0,
+        validation=6.0,
     )
 
 
@@ -192,6 +196,12 @@ KNOWN = {
     "action_mean": 0.15,
     "cuts": 2.0,
     "capped": 1.0,
+    "validation_known": 1.0,
+    # from 3 to 6, while the training loss halved
+    "validation_previous": math.log(1 + 10 * LOG2),
+    "validation_slow": math.log(1 + 5 * LOG2),
+    "validation_best": math.log(1 + 10 * LOG2),
+    "validation_gap": math.log(1 + 2 * LOG2),
 }
 
 
