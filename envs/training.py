@@ -255,6 +255,19 @@ class TrainingRuns:
             self._waiting.clear()
         return values
 
+    def validate(self) -> Array | None:
+        """Shows the control the validation losses that are due before it observes.
+
+        Returns:
+            Those of all runs, shape (N,), shown or not; None if none is ever shown any.
+        """
+        if not self.validated.any():
+            return None
+        losses: Array = self.population.validation().double().numpy()
+        shown = (self.validated > 0) & (self.control.decisions % np.maximum(self.validated, 1) == 0)
+        self.control.validate(np.where(shown, losses, np.nan))
+        return losses
+
     @property
     def _position(self) -> int:
         """Updates made."""
@@ -269,7 +282,7 @@ class TrainingRuns:
             self.train_loss = total / count
         # Rewards telescope, so what lies between the ends may be estimated from fewer examples.
         ends = self.control.done or self.control.decisions == 0
-        validation = self._validate()
+        validation = self.validate()
         if ends or validation is None:
             heldout, accuracy = self.population.heldout(None if ends else INTERMEDIATE_EXAMPLES)
             self.heldout_loss = heldout.double().numpy()
@@ -278,15 +291,6 @@ class TrainingRuns:
             self.heldout_loss, self.heldout_accuracy = validation, np.full(self.size, np.nan)
         self.diverged |= ~(np.isfinite(self.train_loss) & np.isfinite(self.heldout_loss))
         return self.control.observe()
-
-    def _validate(self) -> Array | None:
-        """Shows the control the validation losses that are due; those of all runs, or None if none is shown any."""
-        if not self.validated.any():
-            return None
-        losses: Array = self.population.validation().double().numpy()
-        shown = (self.validated > 0) & (self.control.decisions % np.maximum(self.validated, 1) == 0)
-        self.control.validate(np.where(shown, losses, np.nan))
-        return losses
 
     def _criterion(self) -> Array:
         return self.train_loss if self.config.reward == "train" else self.heldout_loss

@@ -81,7 +81,7 @@ class Cell:
     @property
     def key(self) -> str:
         """Hash of everything that decides the rows, apart from versions."""
-        return _digest([asdict(replace(self.problem, start=())), *list(asdict(self).items())[1:]])
+        return _digest([replace(self.problem, start=()).to_dict(), *list(asdict(self).items())[1:]])
 
     def row_key(self, index: int) -> str:
         """Hash of the configuration of one run."""
@@ -208,7 +208,8 @@ def _search(cell: Cell, draw: Draw, _: Controller, tick: Tick | None) -> Result:
 
 def _controlled(cell: Cell, draw: Draw, controller: Controller, tick: Tick | None) -> Result:
     """The learned scheduler and its controls, which act on the same population."""
-    draw = _on(METHODS[cell.runs[0].method].optimizer, draw)
+    method = METHODS[cell.runs[0].method]
+    draw = _on(method.optimizer, draw)
     replayed = [run.method == "replay" for run in cell.runs]
     runs = [run for run in cell.runs if run.method != "replay"]
     watched = _Watched(controller)
@@ -217,7 +218,10 @@ def _controlled(cell: Cell, draw: Draw, controller: Controller, tick: Tick | Non
     parts = []
     if runs:
         act = _Mixture(runs, controller, watched)
-        parts.append(run_controlled(draw, [run.seed for run in runs], controller.spec, act, tick, heldout=True))
+        seeds = [run.seed for run in runs]
+        parts.append(
+            run_controlled(draw, seeds, controller.spec, act, tick, heldout=True, validated=method.validated)
+        )
     if any(replayed):
         seeds = [run.seed for run in cell.runs if run.method == "replay"]
         parts.append(run_tables(draw, seeds, watched.mean_rates(), tick))

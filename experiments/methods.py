@@ -26,6 +26,7 @@ class Method:
         schedule: Schedule of a default.
         rate: Learning rate of a default; None for torch's.
         budget: Trials that it makes by itself, in whole runs, rounded up.
+        validated: Whether the controller is shown the loss on the problem's validation part at every decision.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Method:
     schedule: str = "constant"
     rate: float | None = None
     budget: int = 0
+    validated: bool = False
 
 
 def default_rate(optimizer: str) -> float:
@@ -70,6 +72,13 @@ _ALL = [
     ),
     Method(LEARNED, "learned", "The controller; given no learning rate and no trial.", "controlled"),
     Method("learned-adam", "learned", "The same on Adam, in place of the problem's optimizer.", "controlled", "adam"),
+    Method(
+        "learned-validated",
+        "learned",
+        "The same, shown a validation loss at every decision.",
+        "controlled",
+        validated=True,
+    ),
     Method("adam-1e-3-constant", "default", "Adam at 1e-3, constant.", "defaults", optimizer="adam", rate=1e-3),
     Method(
         "adam-1e-3-cosine",

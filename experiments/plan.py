@@ -116,13 +116,14 @@ class Plan:
     def _entrants(self, problem: Problem) -> list[Cell]:
         methods = [METHODS[name] for name in self.suite.entrants]
 
-        def place(name: str) -> tuple[str, str]:
+        def place(name: str) -> tuple[str, str, bool]:
             method = METHODS[name]
             # What shares an optimizer, of the defaults and of what the controller drives, is one population.
-            return method.task, method.optimizer if method.task in ("defaults", "controlled") else name
+            shared = method.optimizer if method.task in ("defaults", "controlled") else name
+            return method.task, shared, method.validated
 
         cells = []
-        for (task, _), names in groupby(sorted((m.name for m in methods), key=place), key=place):
+        for (task, *_), names in groupby(sorted((m.name for m in methods), key=place), key=place):
             chosen = list(names)
             runs = tuple(
                 Run(name, "report", seed, budget=METHODS[name].budget)

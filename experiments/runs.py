@@ -84,6 +84,7 @@ def run_controlled(
     *,
     heldout: bool = False,
     watch: Callable[[Array], None] | None = None,
+    validated: bool = False,
     dtype: str = "float32",
 ) -> Trace:
     """Trains one network for each seed; at each decision ``act`` turns observations into actions.
@@ -96,9 +97,11 @@ def run_controlled(
         tick: Called with the number of network updates made since the last call.
         heldout: Whether to record curves of the held-out loss too.
         watch: Called with the learning rates (N,) of every update.
+        validated: Whether the policy is shown the loss on the workload's validation part at every decision.
         dtype: Of weights and floating point data.
     """
-    runs = TrainingRuns(TrainingConfig(spec=spec, dtype=dtype), draw, seeds)
+    every = np.full(len(seeds), int(validated))
+    runs = TrainingRuns(TrainingConfig(spec=spec, dtype=dtype), draw, seeds, validated=every)
     recorder = Recorder(draw.steps, len(seeds), runs.population.heldout, heldout=heldout)
     while not runs.done:
         rates = runs.rates
@@ -106,6 +109,7 @@ def run_controlled(
         if watch is not None:
             watch(rates)
         if runs.control.decision_due:
+            runs.validate()
             runs.control.act(act(runs.control.observe()))
         if tick is not None:
             tick(len(seeds))

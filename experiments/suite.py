@@ -53,6 +53,7 @@ class Problem:
         width: Factor on the width of hidden layers, for workloads whose network is the built-in MLP or ConvNet.
         depth: Factor on their number.
         sample: Seed with which a family is sampled.
+        validation: Held-out examples, at most half of them, that judge no run: a controller may be shown their loss.
         name: Unique in the suite; made of the others if empty.
     """
 
@@ -65,6 +66,7 @@ class Problem:
     width: float = 1.0
     depth: int = 1
     sample: int = 0
+    validation: int = 0
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class Problem:
                 raise ConfigError(f"a problem's {label} must be text, got {getattr(self, label)!r}")
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError(unknown_name("optimizer", self.optimizer, OPTIMIZERS))
-        for label, least in (("steps", 1), ("depth", 1), ("sample", 0)):
+        for label, least in (("steps", 1), ("depth", 1), ("sample", 0), ("validation", 0)):
             check_integer(label, getattr(self, label), least)
         if self.batch is not None:
             check_integer("batch", self.batch, 1)
@@ -85,6 +87,13 @@ class Problem:
         object.__setattr__(self, "width", float(self.width))
         if not self.name:
             object.__setattr__(self, "name", self._describe())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes; a validation part, which came later, is named only where there is one."""
+        plain = asdict(self)
+        if not self.validation:
+            del plain["validation"]
+        return plain
 
     def _describe(self) -> str:
         parts = [self.workload, self.optimizer, str(self.steps)]
@@ -135,6 +144,13 @@ class Suite:
                 raise ConfigError(f"{label} names something twice: {', '.join(getattr(self, label))}")
         if not self.problems or not self.schedules:
             raise ConfigError("a comparison needs at least one problem (workload and optimizer) and one schedule")
+        without = [problem.name for problem in self.problems if not problem.validation]
+        shown = [name for name in self.entrants if METHODS[name].validated]
+        if shown and without:
+            raise ConfigError(
+                f"{shown[0]} is shown a validation loss, but {without[0]} has no examples for it: set validation, a "
+                "number of held-out examples, in the suite or the problem"
+            )
         names = [problem.name for problem in self.problems]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -153,7 +169,7 @@ class Suite:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description, as in ``suite.json``."""
         problems = [
-            {**asdict(p), "start": list(p.start) or None, "grid": peak_grid(p.optimizer, self.rates).tolist()}
+            {**p.to_dict(), "start": list(p.start) or None, "grid": peak_grid(p.optimizer, self.rates).tolist()}
             for p in self.problems
         ]
         return {
@@ -202,6 +218,7 @@ def _read_suite(name: str, data: dict[str, Any]) -> Suite:
     tables = data.pop("problem", None)
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigError("a suite lists its problems as [[problem]] tables")
+    common = {"validation": data.pop("validation")} if "validation" in data else {}
     known = {f.name for f in fields(Suite)} - {"name", "problems"}
     _check_entries("suite", data, known, {"title"})
     problems = []
@@ -209,7 +226,7 @@ def _read_suite(name: str, data: dict[str, Any]) -> Suite:
         _check_entries("[[problem]]", table, {f.name for f in fields(Problem)}, {"workload", "optimizer", "steps"})
         start = table.get("start", [])
         starts = start if isinstance(start, list) else [start]
-        problems.append(Problem(**{**table, "start": tuple(starts)}))
+        problems.append(Problem(**{**common, **table, "start": tuple(starts)}))
     for key in ("schedules", "entrants"):
         if key in data:
             data[key] = _names(key, data[key])
@@ -257,6 +274,8 @@ def make_draw(problem: Problem) -> Draw:
         workload = _scaled(workload, problem.width, problem.depth)
     if problem.batch is not None:
         workload = replace(workload, batch_size=min(problem.batch, len(workload.train[0])))
+    if problem.validation:
+        workload = workload.with_validation(problem.validation)
     return Draw(workload, make_optimizer(problem.optimizer), problem.steps)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -105,6 +106,12 @@ def test_the_record_of_what_is_reached_can_fail(reached: set[str]) -> None:
 def test_the_default_recipe_trains_on_the_training_part() -> None:
     workloads = Recipe.load("default").environment["workload"]
     assert set(workloads) <= set(load_part("training").families)
+
+
+def test_with_a_validation_loss_the_held_out_problems_are_the_same() -> None:
+    held_out, validated = load_suite("held-out"), load_suite("validated")
+    assert validated.problems == tuple(replace(problem, validation=64) for problem in held_out.problems)
+    assert (validated.schedules, validated.rates) == (held_out.schedules, held_out.rates)
 
 
 @pytest.mark.parametrize("name", ["selection", "held-out"])

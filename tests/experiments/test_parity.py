@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
+from lively import lively_controller
 from numpy.typing import NDArray
 
 from rlrate import Controller
+from rlrate.control import SIGNALS, Cadence, ControlSpec
 from rlrate.envs import make_optimizer, make_workload
 from rlrate.envs.training import Draw
 from rlrate.experiments.cells import CLOCK, Cell, Run, run_cell
@@ -119,6 +121,19 @@ def test_the_learned_scheduler_on_adam_is_it_on_adam(lively: Controller) -> None
     alone = run_learned(draw("adam"), SEEDS, lively)
     np.testing.assert_allclose([row.heldout_loss for row in rows], alone.heldout_loss, rtol=1e-6)
     assert rows[0].optimizer == "sgd" and rows[0].group == "learned"
+
+
+def test_a_validation_loss_is_shown_to_those_who_are_to_see_it() -> None:
+    spec = ControlSpec(tuple(SIGNALS), Cadence(decisions=12, first=5, ramp=4))
+    lively = lively_controller(3, spec)
+    problem = replace(PROBLEM, validation=40)
+    losses = {}
+    for method in ("learned", "learned-validated"):
+        rows = run_cell(Cell(problem, "controlled", tuple(Run(method, "report", seed) for seed in SEEDS)), lively)
+        losses[method] = [row.heldout_loss for row in rows]
+    known = np.stack(lively.seen)[:, spec.signals.index("validation_known")]
+    assert known.tolist() == [0.0] * (len(known) // 2) + [1.0] * (len(known) // 2)
+    assert losses["learned"] != losses["learned-validated"]
 
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 1e-3), ("adagrad", 1e-2)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from rlrate import Controller
 from rlrate.envs import OPTIMIZERS
 from rlrate.errors import ConfigError
+from rlrate.experiments.cells import Cell, Run
 from rlrate.experiments.methods import METHODS, entrant_names
 from rlrate.experiments.plan import Plan
 from rlrate.experiments.schedules import schedule_names
@@ -72,13 +74,14 @@ def test_every_method_has_a_declaration_and_a_line_for_people() -> None:
 
 def test_every_row_states_its_budget_and_no_seed_is_tuned_and_reported() -> None:
     problem = Problem("wine-mlp", "adam", 10, start=(1e-3, 1.0))
-    suite = Suite("s", "S", (problem,), entrants=tuple(entrant_names()), seeds=3, tuning_seeds=2, rates=4)
+    entrants = tuple(name for name in entrant_names() if not METHODS[name].validated)
+    suite = Suite("s", "S", (problem,), entrants=entrants, seeds=3, tuning_seeds=2, rates=4)
     plan = Plan(suite, Controller.constant())
     cells = plan.first()
     tuned = [run for cell in cells for run in cell.runs if run.role == "tune"]
     assert len(tuned) == len(schedule_names()) * 4 * 2 and {run.seed for run in tuned} == {0, 1}
     reported = [run for cell in cells for run in cell.runs if run.role == "report"]
-    assert {run.method for run in reported} == set(entrant_names())
+    assert {run.method for run in reported} == set(entrants)
     assert {run.seed for run in reported} == {1000, 1001, 1002}
     assert all(run.budget == METHODS[run.method].budget for run in reported)
     starts = [run for cell in cells for run in cell.runs if run.role == "start"]
@@ -86,6 +89,44 @@ def test_every_row_states_its_budget_and_no_seed_is_tuned_and_reported() -> None
     assert plan.runs == len(tuned) + len(reported) + len(starts) + len(schedule_names()) * 3
     keys = [cell.row_key(index) for cell in cells for index in range(len(cell.runs))]
     assert len(set(keys)) == len(keys)
+
+
+SHOWN = """
+title = "Shown"
+schedules = ["constant"]
+entrants = ["learned", "learned-validated"]
+{}
+[[problem]]
+workload = "digits-mlp"
+optimizer = "adam"
+steps = 40
+"""
+
+
+def test_a_validation_part_is_set_aside_for_every_problem(tmp_path: Path) -> None:
+    (path := tmp_path / "shown.toml").write_text(SHOWN.format("validation = 50"), encoding="utf-8")
+    suite = load_suite(str(path))
+    workload = make_draw(suite.problems[0]).workload
+    whole = make_draw(Problem("digits-mlp", "adam", 40)).workload
+    assert workload.validation is not None and len(workload.validation[0]) == 50
+    assert len(workload.heldout[0]) == len(whole.heldout[0]) - 50
+    assert suite.to_dict()["problems"][0]["validation"] == 50
+    cells = Plan(suite, Controller.constant()).first()
+    assert [cell.runs[0].method for cell in cells if cell.task == "controlled"] == ["learned", "learned-validated"]
+
+
+def test_who_is_shown_a_validation_loss_needs_one(tmp_path: Path) -> None:
+    (path := tmp_path / "shown.toml").write_text(SHOWN.format(""), encoding="utf-8")
+    with pytest.raises(ConfigError, match="learned-validated is shown a validation loss, but digits-mlp"):
+        load_suite(str(path))
+
+
+def test_without_a_validation_part_files_are_what_they_were() -> None:
+    problem = Problem("digits-mlp", "adam", 40)
+    assert "validation" not in Suite("s", "S", (problem,)).to_dict()["problems"][0]
+    run = Run("constant", "tune", 0, peak=0.1)
+    assert Cell(problem, "schedules", (run,)).key == "70c0036b54e8bebe"
+    assert Cell(replace(problem, validation=5), "schedules", (run,)).key != "70c0036b54e8bebe"
 
 
 def test_problems_can_change_batch_width_and_depth() -> None:
