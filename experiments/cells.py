@@ -219,9 +219,7 @@ def _controlled(cell: Cell, draw: Draw, controller: Controller, tick: Tick | Non
     if runs:
         act = _Mixture(runs, controller, watched)
         seeds = [run.seed for run in runs]
-        parts.append(
-            run_controlled(draw, seeds, controller.spec, act, tick, heldout=True, validated=method.validated)
-        )
+        parts.append(run_controlled(draw, seeds, controller.spec, act, tick, heldout=True, validated=method.validated))
     if any(replayed):
         seeds = [run.seed for run in cell.runs if run.method == "replay"]
         parts.append(run_tables(draw, seeds, watched.mean_rates(), tick))
