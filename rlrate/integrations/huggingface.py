@@ -36,7 +36,7 @@ class LearnedLRMixin(_Base):
     With ``optimizers=(optimizer, LearnedLR(optimizer, total_steps))`` that scheduler is used. Otherwise one is made
     for Trainer's own optimizer and number of updates, with ``lr_scheduler_kwargs`` of the training arguments as
     further arguments of :class:`rlrate.LearnedLR`. The learning rate, the scheduler's type and the warm-up of the
-    training arguments are not used.
+    training arguments are not used. Evaluations during the training are told to it too.
     """
 
     lr_scheduler: Any
@@ -80,6 +80,17 @@ class LearnedLRMixin(_Base):
                 self.lr_scheduler.observe(self._update_loss)
             self._update_loss = None
         return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """An evaluation by Trainer; while it trains, its ``eval_loss`` is told to the scheduler as a validation loss.
+
+        Returns:
+            Trainer's metrics. Of several evaluation data sets, whose losses have names of their own, none is told.
+        """
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if self.is_in_train and "eval_loss" in metrics and isinstance(self.lr_scheduler, LearnedLR):
+            self.lr_scheduler.observe_validation(metrics["eval_loss"])
+        return metrics
 
 
 class LearnedLRTrainer(LearnedLRMixin, Trainer):

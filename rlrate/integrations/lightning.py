@@ -65,9 +65,14 @@ class LearnedLRCallback(Callback):
 
     Of several batches that are accumulated for one update, the mean counts. Does nothing under manual optimization,
     where the module itself calls ``scheduler.step(loss)``.
+
+    Args:
+        validation: Name of the logged metric that is a validation loss, such as ``"val_loss"``: it is told to the
+            scheduler after each validation. None for none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, validation: str | None = None) -> None:
+        self._validation = validation
         self._losses: list[Tensor] = []
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -83,3 +88,21 @@ class LearnedLRCallback(Callback):
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, LearnedLR):
                 config.scheduler.observe(mean)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells the validation loss, if there is one.
+
+        Raises:
+            ConfigError: when no metric of that name was logged.
+        """
+        if self._validation is None or trainer.sanity_checking:
+            return
+        if self._validation not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise ConfigError(
+                f"no metric {self._validation!r} was logged (there is {known}); log it in validation_step, or leave "
+                "out validation"
+            )
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, LearnedLR):
+                config.scheduler.observe_validation(trainer.callback_metrics[self._validation])

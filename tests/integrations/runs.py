@@ -10,16 +10,16 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from rlrate import Controller, LearnedLR
-from rlrate.control import Cadence, ControlSpec
+from rlrate.control import USUAL, Cadence, ControlSpec
 from rlrate.controller import linear_layers
 
 BATCH = 8
 
 
-def controller() -> Controller:
+def controller(signals: tuple[str, ...] = USUAL) -> Controller:
     """Reacts to every signal, and raises the rate on average."""
     generator = torch.Generator().manual_seed(0)
-    spec = ControlSpec(cadence=Cadence(decisions=12, first=3, ramp=3, probe=2))
+    spec = ControlSpec(signals, cadence=Cadence(decisions=12, first=3, ramp=3, probe=2))
     width = len(spec.signals)
     hidden = torch.randn(16, width, generator=generator) / width**0.5, torch.zeros(16)
     last = torch.randn(1, 16, generator=generator) / 4, torch.full((1,), 0.3)

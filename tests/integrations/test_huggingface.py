@@ -14,11 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rlrate import ConfigError, LearnedLR
+from rlrate.control import SIGNALS
 from rlrate.integrations.huggingface import LearnedLRMixin, LearnedLRTrainer
 
 from . import accelerated, runs
 
 BATCHES, EPOCHS = 22, 6
+SIGNALS_AT = {name: index for index, name in enumerate(SIGNALS)}
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +176,19 @@ def test_evaluations_do_not_step_it(options: dict[str, Any]) -> None:
     record, _ = train({**options, "eval_strategy": "steps", "eval_steps": 3}, eval_dataset=runs.Examples(8))
     assert isinstance(record.scheduler, LRScheduler) and not isinstance(record.scheduler, ReduceLROnPlateau)
     assert record.rates == expected(updates=EPOCHS * BATCHES)
+
+
+def test_evaluations_tell_their_loss(options: dict[str, Any], tmp_path: Path) -> None:
+    seen = runs.controller(tuple(SIGNALS)).save(tmp_path / "seeing.safetensors")
+    options = {**options, "lr_scheduler_kwargs": {"controller": str(seen)}, "eval_strategy": "steps", "eval_steps": 40}
+    data = runs.Examples(8)
+    record, trainer = train(options, eval_dataset=data)
+    report = record.scheduler.report()
+    known = report.observations[:, SIGNALS_AT["validation_known"]]
+    assert known.tolist() == [float(update > 40) for update in report.updates]
+    trainer.evaluate()  # after the training it is nobody's business
+    two, _ = train(options, eval_dataset={"one": data, "other": data})
+    assert not two.scheduler.report().observations[:, SIGNALS_AT["validation_known"]].any()
 
 
 def test_every_training_has_a_scheduler_of_its_own(options: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from rlrate import ConfigError, LearnedLR
+from rlrate.control import SIGNALS
 from rlrate.integrations.lightning import LearnedLRCallback, configure
 
 from . import runs
@@ -124,6 +125,24 @@ def test_validation_does_not_step_it(options: dict[str, Any]) -> None:
     record = fit({**options, "val_check_interval": 5}, val_dataloaders=runs.loader(2))
     assert isinstance(record.scheduler, LRScheduler) and not isinstance(record.scheduler, ReduceLROnPlateau)
     assert record.rates == expected(EPOCHS * BATCHES)
+
+
+class Validated(Network):
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        self.log("val_loss", self.training_step(batch, index))
+
+
+def test_a_logged_validation_loss_is_told(options: dict[str, Any]) -> None:
+    module = Validated(controller=runs.controller(tuple(SIGNALS)))
+    record = fit(options, LearnedLRCallback("val_loss"), module=module, val_dataloaders=runs.loader(2))
+    report = record.scheduler.report()
+    known = report.observations[:, list(SIGNALS).index("validation_known")]
+    assert known.tolist() == [float(update > BATCHES) for update in report.updates]
+
+
+def test_a_validation_loss_that_was_not_logged_is_asked_for(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="no metric 'loss' was logged"):
+        fit(options, LearnedLRCallback("loss"), module=Validated(), val_dataloaders=runs.loader(2))
 
 
 def test_the_rates_are_logged(options: dict[str, Any], tmp_path: Path) -> None:
