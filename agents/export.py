@@ -46,26 +46,40 @@ def controller_from(model: BaseAlgorithm, spec: ControlSpec, provenance: Mapping
 def begin_with(model: BaseAlgorithm, controller: Controller) -> None:
     """Gives the policy of an SB3 model the weights of a controller; the inverse of :func:`controller_from`.
 
+    A policy that sees further signals does not heed them at first. What it makes of them is then all that is learned:
+    where they are zero, the controller stays what it was.
+
     Raises:
         ConfigError: when the controller is of another kind than the model's policy.
     """
     modules, head = _policy_modules(model)
     linear = [m for m in modules if isinstance(m, nn.Linear)]
     shapes = [tuple(layer.weight.shape) for layer in linear]
-    if head != controller.head or shapes != [tuple(weight.shape) for weight, _ in controller.layers]:
+    own = controller.layers[0][0].shape[1]
+    further = shapes[0][1] - own
+    wanted = [tuple(weight.shape) for weight, _ in controller.layers]
+    wanted[0] = (wanted[0][0], own + max(further, 0))
+    if head != controller.head or shapes != wanted:
         raise ConfigError(
             f"the training cannot begin with this controller: its head is {controller.head!r} with layers "
             f"{[tuple(w.shape) for w, _ in controller.layers]}, the policy's {head!r} with {shapes}"
         )
     with torch.no_grad():
         for layer, (weight, bias) in zip(linear, controller.layers, strict=True):
-            layer.weight.copy_(weight)
+            layer.weight.zero_()
+            layer.weight[:, : weight.shape[1]].copy_(weight)
             layer.bias.copy_(bias)
         value_net = getattr(model.policy, "value_net", None)
         if isinstance(value_net, nn.Linear):
             # What an untrained value function says is noise, which would pull a good policy apart.
             value_net.weight.zero_()
             value_net.bias.zero_()
+    if further:
+        for layer in linear:
+            layer.requires_grad_(False)
+        linear[0].weight.requires_grad_(True)
+        learned = torch.arange(own + further) >= own
+        linear[0].weight.register_hook(lambda gradient: gradient * learned)  # type: ignore[no-untyped-call]
 
 
 def export(run: str | Path, path: str | Path | None = None, *, trust: bool = False) -> Path:

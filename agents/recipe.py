@@ -38,7 +38,8 @@ class Recipe:
         environment: Settings of the environment; see :class:`rlrate.envs.TrainingConfig`.
         cadence: Settings of :class:`rlrate.control.Cadence`.
         rules: Settings of :class:`rlrate.control.Action`.
-        signals: Names of the signals; empty for all but those of a validation loss.
+        signals: Names of the signals; empty for all but those of a validation loss. In a training that begins with a
+            controller: its own and further ones; then only what to make of the further ones is learned.
         policy: Hidden layer widths ("net"), "activation" (tanh or relu), "log_std_init".
         algorithm: Keyword arguments of the SB3 algorithm.
         relative_reward: Whether each run is paid relative to the mean of its population.
@@ -116,7 +117,7 @@ class Recipe:
     def _check_initial(self) -> None:
         if self.algo not in ON_POLICY:
             raise ConfigError(f"only {' and '.join(ON_POLICY)} can begin with a controller, not {self.algo}")
-        fixed = {"cadence": self.cadence, "rules": self.rules, "signals": self.signals, "net": self.policy.get("net")}
+        fixed = {"cadence": self.cadence, "rules": self.rules, "net": self.policy.get("net")}
         given = [name for name, value in fixed.items() if value]
         if given:
             raise ConfigError(
@@ -180,10 +181,16 @@ class Recipe:
         """Signals, cadence and action of the controller."""
         if self.initial:
             spec = Controller.load(self.initial).spec
+            own = len(spec.signals)
+            if self.signals and (self.signals[:own] != spec.signals or len(self.signals) == own):
+                raise ConfigError(
+                    f"a training that begins with {self.initial} sees that controller's {own} signals, in their order, "
+                    "and further ones after them; leave out signals, or add to those that `rlrate inspect` lists"
+                )
             kind = "continuous" if spec.action.multipliers is None else "discrete"
             if self.action != kind:
                 raise ConfigError(f"the controller {self.initial} has {kind} actions; set action to {kind}")
-            return spec
+            return dataclasses.replace(spec, signals=self.signals) if self.signals else spec
         rules = dict(self.rules)
         if self.action == "discrete":
             rules.setdefault("multipliers", MULTIPLIERS)

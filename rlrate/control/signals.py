@@ -46,10 +46,8 @@ SIGNALS: dict[str, str] = {
     "cuts": "spikes of the loss in the last interval (saturates at 2)",
     "capped": "1 when the cap on the update size held the last action back",
     "validation_known": "1 when validation losses are reported, 0 when not (the validation signals are then 0)",
-    "validation_previous": "squashed log of the latest validation loss / the one known a decision before",
-    "validation_slow": "squashed log of the latest validation loss / its slow moving average",
-    "validation_best": "squashed log of the latest validation loss / the lowest one so far",
-    "validation_gap": "squashed log of the latest validation loss / the first one, less that of the mean loss",
+    "validation_gap": "squashed log of the validation loss / the first one, less the same of the training loss",
+    "validation_excess": "squashed log of the validation loss / its lowest, as far as the training loss did not follow",
 }
 
 #: Those that need nothing but the training itself: what a policy sees unless it asks for more.
@@ -57,11 +55,11 @@ USUAL: tuple[str, ...] = tuple(name for name in SIGNALS if not name.startswith("
 
 _STATE = (
     *("positive", "first", "previous", "fast", "slow", "best", "scale", "span", "gradient_first", "action_mean"),
-    *("validation", "validation_first", "validation_slow", "validation_best"),
+    *("validation", "validation_first", "validation_best", "fitted", "fitted_first", "fitted_best"),
 )
 
 #: Entries of the state that came later, and are not known where it was written before.
-_LATER = ("span", "validation", "validation_first", "validation_slow", "validation_best")
+_LATER = ("span", *("validation", "validation_first", "validation_best", "fitted", "fitted_first", "fitted_best"))
 
 
 @dataclass
@@ -131,8 +129,9 @@ class Signals:
         self.first, self.previous, self.fast, self.slow, self.best = (nan.copy() for _ in range(5))
         self.scale, self.span = nan.copy(), nan.copy()
         self.gradient_first = nan.copy()
-        self.validation, self.validation_first = nan.copy(), nan.copy()
-        self.validation_slow, self.validation_best = nan.copy(), nan.copy()
+        # Validation losses, and the training losses of the intervals at whose end they were reported.
+        self.validation, self.validation_first, self.validation_best = (nan.copy() for _ in range(3))
+        self.fitted, self.fitted_first, self.fitted_best = (nan.copy() for _ in range(3))
         self._validated = any(name not in USUAL for name in self.names)
         self.action_mean = np.zeros(runs)
 
@@ -194,7 +193,7 @@ class Signals:
         self.scale = np.where(np.isnan(self.scale), noise, 0.7 * self.scale + 0.3 * noise)
 
         def versus(reference: Array, gain: float) -> Array:
-            return self._versus(loss, reference, gain)
+            return _squash(self._rise(loss, reference), np.where(self.positive, gain, 1.0))
 
         values = {
             "loss_known": known.astype(np.float64),
@@ -212,41 +211,30 @@ class Signals:
         self.best = np.fmin(self.best, loss)
         return values
 
-    def _versus(self, loss: Array, reference: Array, gain: float) -> Array:
-        ratio = np.log(loss) - np.log(reference)
-        spread = (loss - reference) / np.maximum(self.scale, 1e-12 + 1e-6 * np.abs(reference))
-        return np.where(self.positive, _squash(ratio, gain), _squash(spread, 1.0))
-
     def _validation(self, interval: Interval) -> dict[str, Array]:
         """Signals of the loss on data that training does not see; call after :meth:`_loss`."""
-        previous = self.validation
         latest = np.full(self.runs, np.nan) if interval.validation is None else interval.validation
         new = np.isfinite(latest)
-        loss = np.where(new, latest, previous)
-        self.positive &= ~(loss <= 0.0)
-        fresh = new & np.isnan(previous)
-        previous = np.where(fresh, loss, previous)
-        self.validation = loss
-        self.validation_first = np.where(fresh, loss, self.validation_first)
-        self.validation_slow = np.where(fresh, loss, self.validation_slow)
-        self.validation_best = np.fmin(self.validation_best, loss)
-        values = {
-            "validation_known": np.isfinite(loss).astype(np.float64),
-            "validation_previous": self._versus(loss, previous, 10.0),
-            "validation_slow": self._versus(loss, self.validation_slow, 5.0),
-            "validation_best": self._versus(loss, self.validation_best, 10.0),
-            "validation_gap": self._gap(),
+        self.positive &= ~(latest <= 0.0)
+        fresh, best = new & np.isnan(self.validation), new & ~(latest >= self.validation_best)
+        for name, which in (("", new), ("_first", fresh), ("_best", best)):
+            for series, loss in (("validation", latest), ("fitted", self.previous)):
+                setattr(self, series + name, np.where(which, loss, getattr(self, series + name)))
+        rise = self._rise(self.validation, self.validation_best)
+        # A rise that the training loss shares, as after a spike or when the data drift, is not overfitting.
+        apart = rise - np.nan_to_num(self._rise(self.fitted, self.fitted_best))
+        gap = self._rise(self.validation, self.validation_first)
+        gap = gap - np.nan_to_num(self._rise(self.fitted, self.fitted_first))
+        return {
+            "validation_known": np.isfinite(self.validation).astype(np.float64),
+            "validation_gap": _squash(gap, 1.0),
+            "validation_excess": _squash(np.maximum(np.minimum(rise, apart), 0.0), 10.0),
         }
-        self.validation_slow = np.where(new, 0.85 * self.validation_slow + 0.15 * loss, self.validation_slow)
-        return values
 
-    def _gap(self) -> Array:
-        """How much less the validation loss has fallen than the training loss."""
-        ratio = np.log(self.validation / self.validation_first) - np.log(self.previous / self.first)
-        spread = (self.validation - self.validation_first - (self.previous - self.first)) / np.maximum(
-            self.scale, 1e-12 + 1e-6 * np.abs(self.validation_first)
-        )
-        return np.where(self.positive, _squash(ratio, 1.0), _squash(spread, 1.0))
+    def _rise(self, loss: Array, reference: Array) -> Array:
+        """By how much a loss is above another one, in logs, or in units of its noise where losses are not positive."""
+        spread = (loss - reference) / np.maximum(self.scale, 1e-12 + 1e-6 * np.abs(reference))
+        return np.where(self.positive, np.log(loss) - np.log(reference), spread)
 
     def _promise(self, interval: Interval) -> dict[str, Array]:
         """The first-order fall of the loss, and how much of it came true (as in trust-region methods)."""
@@ -286,6 +274,6 @@ class Signals:
         }
 
 
-def _squash(value: Array, gain: float) -> Array:
+def _squash(value: Array, gain: float | Array) -> Array:
     """sign(x) log(1 + gain |x|): linear for small values, logarithmic for large ones."""
     return np.sign(value) * np.log1p(gain * np.abs(value))

@@ -103,8 +103,9 @@ def test_the_record_of_what_is_reached_can_fail(reached: set[str]) -> None:
     assert reached == {"digits", "descriptions"}
 
 
-def test_the_default_recipe_trains_on_the_training_part() -> None:
-    workloads = Recipe.load("default").environment["workload"]
+@pytest.mark.parametrize("name", ["default", "validated"])
+def test_a_recipe_of_ours_trains_on_the_training_part(name: str) -> None:
+    workloads = Recipe.load(name).environment["workload"]
     assert set(workloads) <= set(load_part("training").families)
 
 

@@ -70,7 +70,8 @@ def test_it_is_shown_at_every_so_many_decisions(every: int) -> None:
     seen = [runs.begin()]
     while not runs.done:
         seen.append(runs.step(np.full(2, 0.3))[0])
-    changed = np.stack(seen)[1:-1, 0, SPEC.signals.index("validation_previous")] != 0.0
+    gap = np.stack(seen)[:-1, 0, SPEC.signals.index("validation_gap")]
+    changed = gap[1:] != gap[:-1]
     assert changed.tolist() == [decision % every == 0 for decision in range(1, len(seen) - 1)]
 
 

@@ -198,10 +198,8 @@ KNOWN = {
     "capped": 1.0,
     "validation_known": 1.0,
     # from 3 to 6, while the training loss halved
-    "validation_previous": math.log(1 + 10 * LOG2),
-    "validation_slow": math.log(1 + 5 * LOG2),
-    "validation_best": math.log(1 + 10 * LOG2),
     "validation_gap": math.log(1 + 2 * LOG2),
+    "validation_excess": math.log(1 + 10 * LOG2),
 }
 
 
@@ -219,6 +217,37 @@ def test_moving_averages_move() -> None:
     expected = [10 * math.log(1.5), 5 * math.log(1.85), 10 * math.log(1.0)]
     observed = signals.observe(one(loss=1.0))[0]
     np.testing.assert_allclose(observed, [-math.log1p(expected[0]), -math.log1p(expected[1]), 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("validation", "loss", "excess"),
+    [
+        (3.0, 2.0, 0.0),  # level
+        (1.5, 1.0, 0.0),  # lower than ever
+        (6.0, 4.0, 0.0),  # a spike, or data that drift: the training loss rose as much
+        (6.0, 3.0, math.log(4 / 3)),  # more than that
+        (3.3, 0.5, math.log(1.1)),  # hardly a rise, however far the training loss fell
+    ],
+)
+def test_a_rise_counts_as_far_as_training_did_not_share_it(validation: float, loss: float, excess: float) -> None:
+    signals = Signals(("validation_excess",))
+    signals.observe(one(validation=3.0, loss=2.0))
+    seen = signals.observe(one(validation=validation, loss=loss))[0, 0]
+    assert seen == pytest.approx(math.log1p(10 * excess), abs=1e-6)
+
+
+def test_a_validation_loss_holds_until_the_next() -> None:
+    signals = Signals(("validation_known", "validation_gap", "validation_excess"))
+    signals.observe(one(validation=3.0, loss=2.0))
+    told = signals.observe(one(validation=6.0, loss=1.0))
+    np.testing.assert_array_equal(signals.observe(one(validation=math.nan, loss=0.1)), told)
+    np.testing.assert_array_equal(signals.observe(replace(one(loss=9.0), validation=None)), told)
+
+
+def test_without_training_losses_the_rise_itself_counts() -> None:
+    signals = Signals(("validation_excess",))
+    signals.observe(one(validation=3.0, loss=math.nan))
+    assert signals.observe(one(validation=6.0, loss=math.nan))[0, 0] == pytest.approx(math.log1p(10 * LOG2))
 
 
 def test_the_mean_of_actions_moves() -> None:
