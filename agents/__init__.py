@@ -1,5 +1,6 @@
 """Training controllers with Stable-Baselines3: recipes, training, evaluation and export."""
 
+from rlrate.agents.ensemble import mean_of
 from rlrate.agents.evaluate import Outcome, by_family, evaluate, run_controller
 from rlrate.agents.export import controller_from, export
 from rlrate.agents.recipe import ALGORITHMS, Recipe, recipe_names
@@ -15,6 +16,7 @@ __all__ = [
     "controller_from",
     "evaluate",
     "export",
+    "mean_of",
     "recipe_names",
     "run_controller",
     "train",

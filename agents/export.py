@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 
+from rlrate.agents.ensemble import begun_folders, mean_of
 from rlrate.control import ControlSpec
 from rlrate.controller import Controller, Head, linear_layers
 from rlrate.errors import ConfigError
@@ -85,9 +86,9 @@ def begin_with(model: BaseAlgorithm, controller: Controller) -> None:
 def export(run: str | Path, path: str | Path | None = None, *, trust: bool = False) -> Path:
     """Writes the controller of a training folder, finished or not, or of a zip file that SB3 saved.
 
-    A training folder is read from its checkpoint, which holds no code. A zip file runs code when it is opened, and is
-    refused unless you trust it; its policy must have been trained with the specification of the training folder that
-    it lies in, or with the default one.
+    A training folder is read from its checkpoint, which holds no code; of one with several seeds, the mean of those
+    begun so far is written. A zip file runs code when it is opened, and is refused unless you trust it; its policy must
+    have been trained with the specification of the training folder that it lies in, or with the default one.
 
     Args:
         run: The folder that ``rlrate train --out`` wrote, or the zip file of a model.
@@ -104,11 +105,21 @@ def export(run: str | Path, path: str | Path | None = None, *, trust: bool = Fal
     if run.suffix == ".zip" or run.is_file():
         controller = _from_zip(run, trust)
         return controller.save(path or run.parent / "controller.safetensors")
+    from rlrate.agents.record import provenance, recorded_recipe
+
+    recipe = recorded_recipe(run)
+    if recipe.seeds > 1:
+        controller = mean_of([_from_folder(folder) for folder in begun_folders(run, recipe)], provenance(recipe))
+    else:
+        controller = _from_folder(run)
+    return controller.save(path or run / "controller.safetensors")
+
+
+def _from_folder(run: Path) -> Controller:
     from rlrate.agents.train import restore
 
     model, recipe, provenance = restore(run)
-    controller = controller_from(model, recipe.spec, provenance)
-    return controller.save(path or run / "controller.safetensors")
+    return controller_from(model, recipe.spec, provenance)
 
 
 def _from_zip(path: Path, trust: bool) -> Controller:

@@ -31,6 +31,7 @@ class Recipe:
         name: What the controller's provenance calls it.
         algo: One of :data:`ALGORITHMS`, the Stable-Baselines3 algorithm.
         seed: Determines the networks, their data, and the policy's training.
+        seeds: Trainings, from the seeds ``seed``, ``seed`` + 1 and so on; the controller is the mean of their policies.
         iterations: Number of rollouts; in each, every run is trained from beginning to end once.
         runs: Networks trained at once.
         draws: Populations among them, each with its own workload, optimizer and budget.
@@ -56,6 +57,7 @@ class Recipe:
     name: str = "custom"
     algo: str = "ppo"
     seed: int = 0
+    seeds: int = 1
     iterations: int = 50
     runs: int = 64
     draws: int = 4
@@ -79,7 +81,7 @@ class Recipe:
             raise ConfigError("dqn needs discrete actions; pass --action discrete")
         if self.algo in ("sac", "td3", "ddpg") and self.action != "continuous":
             raise ConfigError(f"{self.algo} needs continuous actions; pass --action continuous")
-        for name in ("iterations", "runs", "draws"):
+        for name in ("seeds", "iterations", "runs", "draws"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, got {value!r}")

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, configure
-from torch import nn
 
 from rlrate.agents.checkpoint import has_checkpoint, read_checkpoint, restore_state, write_checkpoint
-from rlrate.agents.export import begin_with, controller_from
+from rlrate.agents.ensemble import folder_of, gather_progress, mean_of, members, rollouts_done
+from rlrate.agents.export import begin_with, controller_from, export
 from rlrate.agents.imitation import Imitation, imitate
 from rlrate.agents.metrics import RolloutMetrics, write_csv
+from rlrate.agents.model import make_model
 from rlrate.agents.recipe import ON_POLICY, Recipe
 from rlrate.agents.record import config, provenance, recorded_recipe
-from rlrate.agents.rollout import BranchingPolicy, BranchRolloutBuffer, HeldNoisePolicy, SiblingRolloutBuffer
+from rlrate.agents.rollout import HeldNoisePolicy
 from rlrate.agents.vecenv import PopulationVecEnv
 from rlrate.controller import Controller
 from rlrate.envs.env import to_unit
 from rlrate.errors import ConfigError
 from rlrate.storage import write_atomically
-
-ALGORITHM_CLASSES: dict[str, type[BaseAlgorithm]] = {
-    "ppo": PPO,
-    "a2c": A2C,
-    "sac": SAC,
-    "td3": TD3,
-    "ddpg": DDPG,
-    "dqn": DQN,
-}
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -55,6 +45,10 @@ def train(
     ``config.json`` (recipe, specification and versions), ``checkpoint.pt`` and, with TensorBoard installed,
     ``tensorboard/``. The same recipe on the same machine gives the same controller. A checkpoint is written after every
     rollout, so an interrupted training loses at most one.
+
+    A recipe of several ``seeds`` is trained once for each, in folders ``seed-0``, ``seed-1`` and so on that receive all
+    of this; ``out`` itself then receives the mean of their policies as one controller, ``progress.csv`` with the rows
+    of all, and ``config.json``.
 
     Args:
         recipe: A :class:`Recipe`, a bundled name, or a TOML file.
@@ -82,6 +76,41 @@ def train(
         _refuse_off_policy(recipe)
     elif out.exists() and any(path.suffix != ".part" for path in out.iterdir()):  # left by a write that was killed
         raise ConfigError(f"{out} is not empty; choose another folder, or continue the training there with --resume")
+    if recipe.seeds > 1:
+        return _train_seeds(recipe, out, workers, backend, progress)
+    return _train_one(recipe, out, {out: recipe}, resume, workers, backend, progress)
+
+
+def _train_seeds(recipe: Recipe, out: Path, workers: int, backend: str, progress: Progress | None) -> Path:
+    controllers = []
+    for index, member in enumerate(members(recipe)):
+        folder = folder_of(out, member)
+        begun = (folder / "config.json").exists()
+
+        def report(done: int, total: int, figures: dict[str, float], before: int = index) -> None:
+            gather_progress(recipe, out)
+            if progress is not None:
+                progress(before * total + done, recipe.seeds * total, figures)
+
+        if begun and has_checkpoint(folder) and rollouts_done(folder, member) >= member.iterations:
+            path = export(folder)
+        else:
+            path = _train_one(member, folder, {out: recipe, folder: member}, begun, workers, backend, report)
+        controllers.append(Controller.load(path))
+    gather_progress(recipe, out)
+    return mean_of(controllers, provenance(recipe)).save(out / "controller.safetensors")
+
+
+def _train_one(
+    recipe: Recipe,
+    out: Path,
+    records: Mapping[Path, Recipe],
+    resume: bool,
+    workers: int,
+    backend: str,
+    progress: Progress | None,
+) -> Path:
+    """One training; ``records`` says what to note in which folder once it is certain that it can begin."""
     # A training that was stopped in its first rollout has no checkpoint yet, and begins again.
     state = read_checkpoint(out) if resume and has_checkpoint(out) else None
     env = PopulationVecEnv(recipe.make_env(workers, backend), recipe.seed, relative=recipe.relative_reward)
@@ -92,7 +121,8 @@ def train(
         model = make_model(recipe, env)
         env.env.start()
         if not resume:  # only now, so that a recipe or a cluster that is refused leaves the folder free
-            write_atomically(out / "config.json", config(recipe))
+            for folder, recorded in records.items():
+                write_atomically(folder / "config.json", config(recorded))
         if recipe.imitation and state is None:
             begin_with(model, _first_policy(recipe, out, workers, progress))
         return _learn(recipe, out, model, env, state, progress)
@@ -155,56 +185,6 @@ def _refuse_off_policy(recipe: Recipe) -> None:
         )
 
 
-def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
-    """The SB3 model of a recipe, with fresh weights."""
-    settings = dict(recipe.algorithm)
-    policy = dict(recipe.policy)
-    initial = Controller.load(recipe.initial) if recipe.initial else None
-    if initial is not None:
-        policy |= {"net": [len(bias) for _, bias in initial.layers[:-1]], "activation": initial.activation}
-    activation = policy.pop("activation", "tanh")
-    if activation not in _ACTIVATIONS:
-        raise ConfigError(f"unknown activation {activation!r}; known: tanh, relu")
-    policy_kwargs: dict[str, Any] = {
-        "net_arch": list(policy.pop("net", [64, 64])),
-        "activation_fn": _ACTIVATIONS[activation],
-        **policy,
-    }
-    if recipe.algo in ON_POLICY:
-        settings.setdefault("n_steps", recipe.episode_length)
-        settings.setdefault("gamma", 1.0)
-    policy_class: Any = "MlpPolicy"
-    if recipe.siblings:
-        comparison = {"hold": 1, "siblings": recipe.environment["siblings"], **recipe.siblings}
-        branch = comparison.pop("branch", False)
-        policy_kwargs["hold"] = comparison["hold"]
-        if branch:
-            policy_kwargs |= {"siblings": comparison["siblings"], "span": recipe.episode_length}
-        policy_class = BranchingPolicy if branch else HeldNoisePolicy
-        settings |= {
-            "rollout_buffer_class": BranchRolloutBuffer if branch else SiblingRolloutBuffer,
-            "rollout_buffer_kwargs": {"draws": recipe.draws, **comparison},
-            "vf_coef": 0.0,  # nothing asks for the value function
-        }
-    rate = float(settings.pop("learning_rate", 3e-4))
-    settings["learning_rate"] = LinearToZero(rate) if recipe.anneal_learning_rate else rate
-    try:
-        model = ALGORITHM_CLASSES[recipe.algo](
-            policy_class,
-            env,
-            policy_kwargs=policy_kwargs,
-            seed=recipe.seed,
-            device="cpu",
-            verbose=0,
-            **settings,
-        )
-    except TypeError as error:
-        raise ConfigError(f"recipe {recipe.name!r}: {recipe.algo} refuses it: {error}") from None
-    if initial is not None:
-        begin_with(model, initial)
-    return model
-
-
 def restore(out: Path) -> tuple[BaseAlgorithm, Recipe, dict[str, Any]]:
     """Model, recipe and provenance of the last checkpoint in a training folder."""
     state = read_checkpoint(out)
@@ -213,17 +193,6 @@ def restore(out: Path) -> tuple[BaseAlgorithm, Recipe, dict[str, Any]]:
     model = make_model(recipe, PopulationVecEnv(recipe.make_env(), recipe.seed))
     model.policy.load_state_dict(state["policy"])
     return model, recipe, provenance(recipe)
-
-
-class LinearToZero:
-    """The policy's own learning rate as a function of the share of the training that remains."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-
-    def __call__(self, progress_remaining: float) -> float:
-        """The rate; never quite zero, so that the last rollout still counts."""
-        return self.rate * max(0.02, progress_remaining)
 
 
 class _Recorder(BaseCallback):

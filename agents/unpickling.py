@@ -33,7 +33,7 @@ def load_zip(path: Path, algo: str = "ppo", *, trust: bool = False) -> BaseAlgor
         ConfigError: when the file is not trusted, is no such zip file, or has members that SB3 does not write; these
             are looked for before anything is unpickled.
     """
-    from rlrate.agents.train import ALGORITHM_CLASSES
+    from rlrate.agents.model import ALGORITHM_CLASSES
 
     if not trust:
         raise ConfigError(

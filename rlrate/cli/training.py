@@ -31,6 +31,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the training in --out.")] = False,
     algo: Annotated[str | None, typer.Option(help="ppo, a2c, sac, td3, ddpg or dqn.")] = None,
     seed: Annotated[int | None, typer.Option(help="Determines networks, data and the policy's training.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Trainings, each from the next seed; the controller is their policies' mean.")
+    ] = None,
     iterations: Annotated[
         int | None, typer.Option(help="Rollouts; in each, every run is trained from beginning to end.")
     ] = None,
@@ -74,7 +77,14 @@ def train(
     The other options replace entries of the recipe.
     """
     changes = _changes(
-        algo=algo, seed=seed, iterations=iterations, runs=runs, draws=draws, action=action, initial=initial
+        algo=algo,
+        seed=seed,
+        seeds=seeds,
+        iterations=iterations,
+        runs=runs,
+        draws=draws,
+        action=action,
+        initial=initial,
     ) | _environment_changes(workload=workload, optimizer=optimizer, steps=steps)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; --out names the folder to write")
@@ -94,7 +104,7 @@ def train(
             count = workers or os.cpu_count() or 1
             controller = agents.train(chosen, out, resume=resume, workers=count, backend=backend, progress=report)
         except KeyboardInterrupt:
-            _say_how_to_resume(out, chosen.algo)
+            _say_how_to_resume(out, chosen)
             raise typer.Exit(_INTERRUPTED) from None
     seconds = time.monotonic() - began
     files = sorted(path for path in out.iterdir() if not path.name.startswith("."))
@@ -238,19 +248,19 @@ def _figures(figures: dict[str, float]) -> str:
     return text + (f"  {diverged} diverged" if diverged else "")
 
 
-def _say_how_to_resume(out: Path, algo: str) -> None:
-    from rlrate.agents.checkpoint import read_checkpoint
+def _say_how_to_resume(out: Path, recipe: Recipe) -> None:
+    from rlrate.agents.ensemble import rollouts_done
     from rlrate.agents.recipe import ON_POLICY
 
-    if algo not in ON_POLICY:
-        note(f"stopped; a training with {algo} cannot be resumed (with {' and '.join(ON_POLICY)} it can)")
+    if recipe.algo not in ON_POLICY:
+        note(f"stopped; a training with {recipe.algo} cannot be resumed (with {' and '.join(ON_POLICY)} it can)")
         return
     if not (out / "config.json").exists():
         note("stopped before the first rollout")
         return
     folder = shlex.quote(str(out))
     try:
-        note(f"stopped; saved after rollout {len(json.loads(read_checkpoint(out)['rows']))}")
+        note(f"stopped; saved after rollout {rollouts_done(out, recipe)}")
         saved = True
     except ConfigError:
         note("stopped in the first rollout")

@@ -13,8 +13,8 @@ import torch
 from gymnasium import spaces
 
 from rlrate.agents import PopulationVecEnv, Recipe, train
+from rlrate.agents.model import make_model
 from rlrate.agents.rollout import BranchRolloutBuffer, SiblingRolloutBuffer
-from rlrate.agents.train import make_model
 from rlrate.controller import Controller
 from rlrate.envs import TrainingVectorEnv
 from rlrate.errors import ConfigError

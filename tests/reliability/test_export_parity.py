@@ -11,7 +11,7 @@ import torch
 
 from rlrate import Controller
 from rlrate.agents import PopulationVecEnv, Recipe, controller_from
-from rlrate.agents.train import make_model
+from rlrate.agents.model import make_model
 from rlrate.envs.env import to_unit
 
 RANDOM, ROLLED_OUT = 10_000, 1_000

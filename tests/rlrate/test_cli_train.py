@@ -82,6 +82,17 @@ def test_train_reports_each_rollout_and_says_what_to_try_next(recipe: Path, tmp_
     assert used["algorithm"]["batch_size"] == 6, "as many minibatches as the recipe has"
 
 
+def test_train_with_several_seeds_counts_their_rollouts(recipe: Path, tmp_path: Path) -> None:
+    result = run("train", "--recipe", recipe, "--out", tmp_path / "run", "--seeds", 2, "--iterations", 1, *ALONE)
+    assert result.exit_code == 0, result.output
+    assert "rollout 1/2  return " in result.stderr and "rollout 2/2  return " in result.stderr
+    assert "seed-3/" in result.stdout and "seed-4/" in result.stdout
+    used = Controller.load(tmp_path / "run/controller.safetensors")
+    assert used.provenance["recipe"]["seeds"] == 2
+    one = Controller.load(tmp_path / "run/seed-4/controller.safetensors")
+    assert len(used.layers[0][1]) == 2 * len(one.layers[0][1])
+
+
 def test_train_with_another_algorithm_drops_settings_of_the_first(recipe: Path, tmp_path: Path) -> None:
     arguments = ("train", "--recipe", recipe, "--out", tmp_path / "run", "--algo", "a2c", "--action", "discrete")
     result = run(*arguments, "--iterations", 1, *ALONE)
@@ -152,7 +163,7 @@ def test_export_writes_the_controller_of_the_training(trained: tuple[Path, dict[
     assert Controller.load(target).identity == printed["identity"]
     assert json.loads(succeed("export", out, "--json"))["identity"] == printed["identity"]
     assert "is a folder" in fail("export", out, "--out", tmp_path)
-    assert "no checkpoint" in fail("export", tmp_path / "nothing")
+    assert "its config.json is missing" in fail("export", tmp_path / "nothing")
 
 
 @pytest.mark.slow

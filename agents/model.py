@@ -1,0 +1,87 @@
+"""The Stable-Baselines3 model that a recipe describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import nn
+
+from rlrate.agents.export import begin_with
+from rlrate.agents.recipe import ON_POLICY, Recipe
+from rlrate.agents.rollout import BranchingPolicy, BranchRolloutBuffer, HeldNoisePolicy, SiblingRolloutBuffer
+from rlrate.agents.vecenv import PopulationVecEnv
+from rlrate.controller import Controller
+from rlrate.errors import ConfigError
+
+ALGORITHM_CLASSES: dict[str, type[BaseAlgorithm]] = {
+    "ppo": PPO,
+    "a2c": A2C,
+    "sac": SAC,
+    "td3": TD3,
+    "ddpg": DDPG,
+    "dqn": DQN,
+}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
+    """The SB3 model of a recipe, with fresh weights."""
+    settings = dict(recipe.algorithm)
+    policy = dict(recipe.policy)
+    initial = Controller.load(recipe.initial) if recipe.initial else None
+    if initial is not None:
+        policy |= {"net": [len(bias) for _, bias in initial.layers[:-1]], "activation": initial.activation}
+    activation = policy.pop("activation", "tanh")
+    if activation not in _ACTIVATIONS:
+        raise ConfigError(f"unknown activation {activation!r}; known: tanh, relu")
+    policy_kwargs: dict[str, Any] = {
+        "net_arch": list(policy.pop("net", [64, 64])),
+        "activation_fn": _ACTIVATIONS[activation],
+        **policy,
+    }
+    if recipe.algo in ON_POLICY:
+        settings.setdefault("n_steps", recipe.episode_length)
+        settings.setdefault("gamma", 1.0)
+    policy_class: Any = "MlpPolicy"
+    if recipe.siblings:
+        comparison = {"hold": 1, "siblings": recipe.environment["siblings"], **recipe.siblings}
+        branch = comparison.pop("branch", False)
+        policy_kwargs["hold"] = comparison["hold"]
+        if branch:
+            policy_kwargs |= {"siblings": comparison["siblings"], "span": recipe.episode_length}
+        policy_class = BranchingPolicy if branch else HeldNoisePolicy
+        settings |= {
+            "rollout_buffer_class": BranchRolloutBuffer if branch else SiblingRolloutBuffer,
+            "rollout_buffer_kwargs": {"draws": recipe.draws, **comparison},
+            "vf_coef": 0.0,  # nothing asks for the value function
+        }
+    rate = float(settings.pop("learning_rate", 3e-4))
+    settings["learning_rate"] = LinearToZero(rate) if recipe.anneal_learning_rate else rate
+    try:
+        model = ALGORITHM_CLASSES[recipe.algo](
+            policy_class,
+            env,
+            policy_kwargs=policy_kwargs,
+            seed=recipe.seed,
+            device="cpu",
+            verbose=0,
+            **settings,
+        )
+    except TypeError as error:
+        raise ConfigError(f"recipe {recipe.name!r}: {recipe.algo} refuses it: {error}") from None
+    if initial is not None:
+        begin_with(model, initial)
+    return model
+
+
+class LinearToZero:
+    """The policy's own learning rate as a function of the share of the training that remains."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, progress_remaining: float) -> float:
+        """The rate; never quite zero, so that the last rollout still counts."""
+        return self.rate * max(0.02, progress_remaining)
