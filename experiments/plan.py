@@ -48,7 +48,7 @@ class Plan:
         self.suite, self.controller = suite, controller
         self._identity = controller.identity
         self._tuning = {p.name: self._tune(p) for p in suite.problems}
-        self._others = {p.name: self._entrants(p) + self._starts(p) for p in suite.problems}
+        self._others = {p.name: self._entrants(p) + self._starts(p) + self._search(p) for p in suite.problems}
         self._unit = {p.name: _million_multiplications(p) for p in suite.problems}
         # The peaks do not matter here.
         guesses = [cell for p in suite.problems for cell in self._report(p, dict.fromkeys(suite.schedules, 0.0))]
@@ -96,12 +96,18 @@ class Plan:
         return OVERHEAD[cell.task] + MILLION * self._unit[cell.problem.name]
 
     def _tune(self, problem: Problem) -> list[Cell]:
-        suite = self.suite
+        return self._grid(problem, "tune", range(self.suite.tuning_seeds))
+
+    def _search(self, problem: Problem) -> list[Cell]:
+        return self._grid(problem, "grid", self.suite.report_seeds) if self.suite.whole_grid else []
+
+    def _grid(self, problem: Problem, role: str, seeds: Iterable[int]) -> list[Cell]:
+        suite, seeds = self.suite, list(seeds)
         runs = [
-            Run(name, "tune", seed, peak=float(peak))
+            Run(name, role, seed, peak=float(peak))
             for name in suite.schedules
             for peak in peak_grid(problem.optimizer, suite.rates)
-            for seed in range(suite.tuning_seeds)
+            for seed in seeds
         ]
         return [Cell(problem, "schedules", part) for part in _chunks(runs)]
 

@@ -183,8 +183,12 @@ def search(scores: Scores) -> Chart | None:
         tuple(lines),
         rule=1.0,
         caption=f"Expected result of the best of k schedules and rates, drawn from a grid of {len(k)} without "
-        "replacement. Where the lines cross is the number of trials that the learned scheduler is "
-        "worth.",
+        "replacement. Where the lines cross is the number of trials that the learned scheduler is worth. The search "
+        + (
+            "chooses by the tuning seeds and is judged on the reported ones."
+            if scores.search_is_judged
+            else "chooses by the tuning seeds and is judged on them too, which favours it."
+        ),
     )
 
 

@@ -115,15 +115,16 @@ class Scores:
     @cached_property
     def problems(self) -> dict[str, Problem]:
         """All problems of the suite."""
-        tuning: dict[str, list[Row]] = defaultdict(list)
+        grids: dict[tuple[str, str], list[Row]] = defaultdict(list)
         for row in self.results.rows:
-            if row.role == "tune":
-                tuning[row.problem].append(row)
+            if row.role in ("tune", "grid"):
+                grids[row.problem, row.role].append(row)
         return {
             about["name"]: make_problem(
                 about,
-                tuning[about["name"]],
+                grids[about["name"], "tune"],
                 {name: self.reported(about["name"], name) for name, g in self.groups.items() if g == "schedule"},
+                grids[about["name"], "grid"],
             )
             for about in self.suite["problems"]
         }
@@ -193,10 +194,18 @@ class Scores:
 
     @cached_property
     def search(self) -> Array:
-        """Mean log ratio that random search over each problem's pooled grid is expected to reach, by trials."""
-        found = [expected_best(problem.values) for problem in self.headline]
+        """Mean log ratio that random search over each problem's pooled grid is expected to reach, by trials.
+
+        It chooses by the tuning seeds.
+        """
+        found = [expected_best(problem.values, problem.tuned) for problem in self.headline]
         size = min((len(each) for each in found), default=0)
         return np.mean([each[:size] for each in found], axis=0) if size else np.empty(0)
+
+    @property
+    def search_is_judged(self) -> bool:
+        """Whether what a search gets is known from the reported seeds, which it did not choose by."""
+        return all(problem.judged for problem in self.headline)
 
     @cached_property
     def costs(self) -> dict[str, Array]:

@@ -76,8 +76,11 @@ class Problem:
         chosen: The schedule that tuning alone would have chosen.
         target: Final held-out loss of the reference, median over the reported seeds.
         grid: Configurations (schedule, rate) on the tuning seeds.
-        values: Mean log loss of each relative to the reference, shape (len(grid),). The tuning seeds are other runs:
-            what the tuned schedules, run on both, differ on average is taken off.
+        tuned: Mean log loss of each on the tuning seeds, shape (len(grid),): what a search goes by.
+        values: Mean log loss of each relative to the reference, shape (len(grid),): what a search gets. On the reported
+            seeds, where the whole grid was run on them; else on the tuning seeds, less what the tuned schedules, run on
+            both, differ on average.
+        judged: Whether ``values`` are of the reported seeds.
     """
 
     name: str
@@ -89,35 +92,49 @@ class Problem:
     chosen: str | None = None
     target: float = math.nan
     grid: tuple[tuple[str, float], ...] = ()
+    tuned: Array = field(default_factory=lambda: np.empty(0))
     values: Array = field(default_factory=lambda: np.empty(0))
+    judged: bool = False
 
 
-def make_problem(about: Mapping[str, Any], tuning: Sequence[Row], reported: Mapping[str, Sequence[Row]]) -> Problem:
+def make_problem(
+    about: Mapping[str, Any],
+    tuning: Sequence[Row],
+    reported: Mapping[str, Sequence[Row]],
+    whole: Sequence[Row] = (),
+) -> Problem:
     """Finds what the methods of a problem are held against.
 
     Args:
         about: The problem in the suite.
         tuning: Its tuning rows.
         reported: For each schedule its reported rows at its tuned rate, one for each seed; empty where one is missing.
+        whole: The rows of all configurations on the reported seeds; some may be missing.
     """
     fields = {name: about[name] for name in ("name", "kind", "optimizer", "steps")}
     losses = {name: np.array([row.heldout_loss for row in rows]) for name, rows in reported.items() if rows}
     if not losses or any((each <= 0).any() for each in losses.values()):
         return Problem(**fields)
     best = min(losses, key=lambda name: centre(losses[name]))
-    grid, values = _grid(tuning)
-    chosen = best
+    grid, tuning_losses = _grid(tuning)
+    chosen, tuned, values, judged = best, np.empty(0), np.empty(0), False
     if grid:
-        first = int(np.argmin([centre(row) for row in values]))
+        first = int(np.argmin([centre(row) for row in tuning_losses]))
         chosen = grid[first][0]
-        values = log_ratios(values, values[first]).mean(axis=1)
-        # Tuning seeds are other runs: what was tuned is seen on both, and tells how they differ.
-        gaps = [
-            log_ratios(losses[name], losses[best]).mean() - values[grid.index((name, rate))]
-            for name in losses
-            if (rate := reported[name][0].peak) is not None and (name, rate) in grid
-        ]
-        values = values + (np.mean(gaps) if gaps else 0.0)
+        tuned = log_ratios(tuning_losses, tuning_losses[first]).mean(axis=1)
+        known, reported_losses = _grid(whole)
+        judged = set(known) == set(grid) and reported_losses.shape[1] == len(losses[best])
+        if judged:
+            order = [known.index(configuration) for configuration in grid]
+            values = log_ratios(reported_losses[order], losses[best]).mean(axis=1)
+        else:
+            # Tuning seeds are other runs: what was tuned is seen on both, and tells how they differ.
+            gaps = [
+                log_ratios(losses[name], losses[best]).mean() - tuned[grid.index((name, rate))]
+                for name in losses
+                if (rate := reported[name][0].peak) is not None and (name, rate) in grid
+            ]
+            values = tuned + (np.mean(gaps) if gaps else 0.0)
     return Problem(
         **fields,
         best=best,
@@ -125,7 +142,9 @@ def make_problem(about: Mapping[str, Any], tuning: Sequence[Row], reported: Mapp
         chosen=chosen if chosen in losses else best,
         target=_median(losses[best].tolist()),
         grid=tuple(grid),
+        tuned=tuned,
         values=values,
+        judged=judged,
     )
 
 
@@ -165,7 +184,7 @@ def exp(interval: Interval) -> Interval:
 
 
 def _grid(rows: Sequence[Row]) -> tuple[list[tuple[str, float]], Array]:
-    """Configurations with all tuning seeds, and their losses, shape (configurations, seeds)."""
+    """Configurations with all seeds, and their losses, shape (configurations, seeds)."""
     seeds = len({row.seed for row in rows})
     found: dict[tuple[str, float], dict[int, float]] = defaultdict(dict)
     for row in rows:

@@ -28,11 +28,15 @@ __all__ = ["ROLES", "Curve", "Results", "Row", "Store", "load"]
 SCHEMA = 1
 ROWS, SUITE, _LOCK = "results.jsonl", "suite.json", ".lock"
 
-#: What a row is for: choosing a peak rate, the report, or sensitivity to the rate given at the start.
-ROLES = ("tune", "report", "start")
+#: What a row is for: choosing a peak rate, the report, sensitivity to the rate given at the start, or what a
+#: configuration that was not chosen ends with on the reported seeds.
+ROLES = ("tune", "report", "start", "grid")
 
 #: Parts of ``suite.json`` that decide what the runs are; the others may differ when a comparison is gone on with.
-_CONFIGURATION = ("schema", "seeds", "tuning_seeds", "rates", "schedules", "entrants", "problems", "controller")
+_CONFIGURATION = (
+    *("schema", "seeds", "tuning_seeds", "rates", "schedules", "entrants", "whole_grid"),
+    *("problems", "controller"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +82,7 @@ class Row:
         diverged: Whether the final loss is not finite.
         updates: Updates made, those of a search included.
         seconds: Wall time of the cell over its runs.
-        curve: The course of the run; None in roles "tune" and "start".
+        curve: The course of the run; None but in role "report".
         versions: Of what determines the result.
         cell: Hash of the cell's configuration.
         cell_rows: Rows of the cell.

@@ -117,6 +117,8 @@ class Suite:
         seeds: Number of reported runs of each method.
         tuning_seeds: Number of other runs with which the peak rates are chosen.
         rates: Number of peak rates in a grid.
+        whole_grid: Whether each schedule is run at each rate on the reported seeds too: then it is known what a search
+            that chooses by the tuning seeds ends with.
     """
 
     name: str
@@ -127,10 +129,13 @@ class Suite:
     seeds: int = 5
     tuning_seeds: int = 2
     rates: int = 9
+    whole_grid: bool = False
 
     def __post_init__(self) -> None:
         for label in ("seeds", "tuning_seeds", "rates"):
             check_integer(label, getattr(self, label), 1)
+        if not isinstance(self.whole_grid, bool):
+            raise ConfigError(f"whole_grid must be true or false, got {self.whole_grid!r}")
         if self.tuning_seeds > REPORT_SEED:
             raise ConfigError(f"tuning_seeds must be at most {REPORT_SEED}, so that no run is both tuned and reported")
         for name in self.schedules:
@@ -180,6 +185,7 @@ class Suite:
             "rates": self.rates,
             "schedules": list(self.schedules),
             "entrants": list(self.entrants),
+            **({"whole_grid": True} if self.whole_grid else {}),
             "problems": problems,
             "methods": {name: {"group": METHODS[name].group, "what": METHODS[name].what} for name in self.methods},
         }

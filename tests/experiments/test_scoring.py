@@ -136,6 +136,26 @@ def test_the_search_is_over_the_pooled_grid() -> None:
     assert 1 < scores.score("cosine").trials < 4
 
 
+def test_a_search_gets_what_its_choice_ends_with_on_the_reported_seeds() -> None:
+    plain = made()
+    # On p, cosine at 0.1 looks best and constant at 0.1 next, but they end at 4 and 2 times the reference.
+    ends = {("p", "cosine", 0.1): 8.0, ("p", "constant", 0.1): 4.0, ("p", "cosine", 0.01): 2.0}
+    rows = [
+        row(problem, method, "grid", seed, ends.get((problem, method, peak), 2.0), peak=peak)
+        for (problem, method), grid in TUNING.items()
+        for peak in grid
+        for seed in (1000, 1001)
+    ]
+    scores = Scores(Results(plain.suite, (*plain.rows, *rows)))
+    assert scores.search_is_judged and not Scores(plain).search_is_judged
+    # The reference of p ends at 1 and 4, on average at 2; that of q at 1. The whole grid chooses what looks best.
+    assert scores.search[-1] == pytest.approx((math.log(8 / 2) + math.log(2 / 1)) / 2)
+    lacking = Scores(Results(plain.suite, (*plain.rows, *rows[1:])))
+    assert not lacking.search_is_judged and lacking.problems["q"].judged
+    # A problem that lacks a run is estimated as before.
+    assert lacking.problems["p"].values == pytest.approx(Scores(plain).problems["p"].values)
+
+
 def test_problems_the_controller_was_made_with_are_not_in_the_headline() -> None:
     assert [p.name for p in Scores(made(("selection", "other"))).headline] == ["q"]
     assert [p.name for p in Scores(made(("selection", "train"))).headline] == ["p", "q"]

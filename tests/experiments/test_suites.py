@@ -91,6 +91,21 @@ def test_every_row_states_its_budget_and_no_seed_is_tuned_and_reported() -> None
     assert len(set(keys)) == len(keys)
 
 
+def test_the_whole_grid_is_run_on_the_reported_seeds_where_the_suite_says_so(tmp_path: Path) -> None:
+    problem = Problem("wine-mlp", "adam", 10)
+    plain = Suite("s", "S", (problem,), schedules=("constant", "cosine"), seeds=3, rates=4)
+    whole = replace(plain, whole_grid=True)
+    assert "whole_grid" not in plain.to_dict() and whole.to_dict()["whole_grid"] is True
+    before, after = Plan(plain, Controller.constant()), Plan(whole, Controller.constant())
+    runs = [run for cell in after.first() for run in cell.runs if run.role == "grid"]
+    assert {run.seed for run in runs} == {1000, 1001, 1002} and len(runs) == 2 * 4 * 3
+    assert after.runs == before.runs + len(runs)
+    assert not [run for cell in before.first() for run in cell.runs if run.role == "grid"]
+    (path := tmp_path / "mine.toml").write_text(f"whole_grid = 1\n{SHOWN.format('')}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="whole_grid must be true or false, got 1"):
+        load_suite(str(path))
+
+
 SHOWN = """
 title = "Shown"
 schedules = ["constant"]
