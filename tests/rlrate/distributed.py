@@ -12,17 +12,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlrate import LearnedLR
+from rlrate.control import SIGNALS, USUAL, ControlSpec
 from rlrate.controller import Controller, linear_layers
 
 STEPS = 60
 
 
-def controller() -> Controller:
+def controller(signals: tuple[str, ...] = USUAL) -> Controller:
     """Reacts to every signal, and raises the rate on average."""
     generator = torch.Generator().manual_seed(0)
-    from rlrate.control import ControlSpec
-
-    spec = ControlSpec()
+    spec = ControlSpec(signals=signals)
     width = len(spec.signals)
     hidden = torch.randn(16, width, generator=generator) / width**0.5, torch.zeros(16)
     last = torch.randn(1, 16, generator=generator) / 4, torch.full((1,), 0.3)
@@ -43,7 +42,8 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 def train(model: nn.Module, rank: int, size: int, case: str, **options: Any) -> dict[str, Any]:
     """One process's share of a run."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
-    scheduler = LearnedLR(optimizer, STEPS, controller(), **options)
+    signals = tuple(SIGNALS) if case in ("told", "told-both", "untold") else USUAL
+    scheduler = LearnedLR(optimizer, STEPS, controller(signals), **options)
     rates = []
     for step in range(STEPS):
         inputs, targets = (part.chunk(size)[rank] for part in batch(step))
@@ -58,6 +58,8 @@ def train(model: nn.Module, rank: int, size: int, case: str, **options: Any) -> 
             value = float("nan")
         if case == "silent" and rank == 1:
             value = None
+        if case == "told-both" or (case == "told" and rank == 0):
+            scheduler.observe_validation(2.0 - 0.03 * step if rank == 0 else 100.0)
         scheduler.step(value)
         rates.append(optimizer.param_groups[0]["lr"])
     weights = []
@@ -84,7 +86,7 @@ def run(case: str, rank: int, size: int) -> dict[str, Any]:
         from torch.distributed.fsdp import fully_shard
 
         fully_shard(model)
-    elif case in ("ddp", "group", "silent", "nan"):
+    elif case in ("ddp", "group", "silent", "nan", "told", "told-both", "untold"):
         model = nn.parallel.DistributedDataParallel(model)
     return train(model, rank, size, case, **options)
 

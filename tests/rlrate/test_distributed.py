@@ -17,7 +17,7 @@ from . import distributed
 SCRIPT = Path(__file__).parent / "distributed.py"
 
 
-CASES = ("ddp", "group", "fsdp", "lacking", "silent", "nan", "alone")
+CASES = ("ddp", "group", "fsdp", "lacking", "silent", "nan", "alone", "told", "told-both", "untold")
 Seen = dict[str, dict[str, Any]]
 
 
@@ -71,6 +71,14 @@ def test_processes_agree_even_when_one_of_them_knows_less(case: str, pair: list[
     assert first["rates"] == second["rates"]
     assert len(set(first["rates"])) > 10
     assert first["cuts"] == second["cuts"] == (1 if case == "nan" else first["cuts"])
+
+
+def test_the_validation_loss_of_the_first_process_counts(pair: list[Seen]) -> None:
+    first, second = pair
+    for case in ("told", "told-both", "untold"):
+        assert first[case]["rates"] == second[case]["rates"]
+    assert first["told"]["rates"] == first["told-both"]["rates"]
+    assert first["told"]["rates"] != first["untold"]["rates"]
 
 
 def test_a_process_may_stay_alone(pair: list[Seen]) -> None:
