@@ -3,7 +3,8 @@
 ``python -m rlrate.experiments.judge CONTROLLER [CONTROLLER ...] [--against default] [--draws 96]`` runs each controller
 and the other one on the same fresh draws and prints by how many nats the held-out loss falls further, with its
 standard error, on how many draws it is better and worse, and how many runs broke. A number in the place of a controller
-stands for one that always answers it.
+stands for one that always answers it. Every family of the training part is drawn equally often; with ``--recipe NAME``
+workloads and budgets are drawn as often as that recipe draws them.
 
 What a loss falls below a three-hundredth of the first one counts for little, and one draw for a nat at most: where a
 loss can fall to nothing, differences of ten nats mean nothing, and would drown all others.
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlrate.agents import Outcome, evaluate
+from rlrate.agents import Outcome, Recipe, evaluate
 from rlrate.controller import Controller
 from rlrate.envs import TrainingConfig
 from rlrate.envs.split import load_part
@@ -65,6 +66,7 @@ def outcomes(
     *,
     draws: int = 96,
     steps: tuple[int, int] = (300, 1500),
+    recipe: str = "",
     workers: int = 1,
 ) -> list[Outcome]:
     """Runs a controller on draws of the training part: :data:`RUNS` runs of each, one draw after the other.
@@ -73,14 +75,19 @@ def outcomes(
         controller: What sets the rates.
         draws: Workloads, each with an optimizer and a budget; at least 2.
         steps: Budgets in updates, log-uniform.
+        recipe: A bundled recipe or a file, whose workloads and budgets are drawn instead.
         workers: Processes; the result does not depend on them.
 
     Raises:
-        ConfigError: fewer than two draws.
+        ConfigError: fewer than two draws, or no such recipe.
     """
     if draws < 2:
         raise ConfigError(f"a judgement needs at least 2 draws, got {draws}")
-    config = TrainingConfig(workload=list(load_part("training").families), steps=steps, reward_floor=FLOOR)
+    if recipe:
+        drawn = Recipe.load(recipe).make_env().config
+        config = TrainingConfig(drawn.workload, drawn.optimizer, drawn.steps, reward_floor=FLOOR)
+    else:
+        config = TrainingConfig(workload=list(load_part("training").families), steps=steps, reward_floor=FLOOR)
     # Every run starts as users' runs do.
     config = replace(config, start=controller.spec.action.start or config.start)
     return evaluate(controller, config, seed=SEED, draws=draws, runs=RUNS, workers=workers)
@@ -116,10 +123,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--against", default="default", help="the controller that they are compared with")
     parser.add_argument("--draws", type=int, default=96)
     parser.add_argument("--steps", type=int, nargs=2, default=(300, 1500), metavar=("LOW", "HIGH"), help="budgets")
+    parser.add_argument("--recipe", default="", help="draw workloads and budgets as this one does")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    settings: dict[str, Any] = {"draws": given.draws, "steps": tuple(given.steps), "workers": given.workers}
+    settings: dict[str, Any] = {
+        "draws": given.draws,
+        "steps": tuple(given.steps),
+        "recipe": given.recipe,
+        "workers": given.workers,
+    }
     other = outcomes(controller_of(given.against), **settings)
     print(f"{given.against}: {_broken(other)} of {len(other)} runs broke")
     for name in given.controllers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,3 +48,14 @@ def test_the_command_compares_with_the_one_that_is_named(capsys: pytest.CaptureF
     assert first == "0: 0 of 6 runs broke"
     assert better.startswith("0.2: +") and "better on" in better and families.startswith("  ")
     assert same.startswith("0: +0.000 nats (standard error 0.000), better on 0% and worse on 0% of 2 draws")
+
+
+def test_draws_can_be_those_of_a_recipe(tmp_path: Path) -> None:
+    (path := tmp_path / "mine.toml").write_text(
+        'runs = 4\ndraws = 2\n[environment]\nsteps = [210, 220]\noptimizer = "adam"\n'
+        "[environment.workload]\nplateau = 1\nwine-mlp = 3\n"
+    )
+    found = outcomes(Controller.constant(), draws=8, recipe=str(path))
+    assert {outcome.optimizer for outcome in found} == {"adam"}
+    assert all(210 <= outcome.steps <= 220 for outcome in found)
+    assert len({outcome.family for outcome in found}) == 2
