@@ -187,7 +187,7 @@ def search(scores: Scores) -> Chart | None:
         + (
             "chooses by the tuning seeds and is judged on the reported ones."
             if scores.search_is_judged
-            else "chooses by the tuning seeds and is judged on them too, which favours it."
+            else "chooses by the tuning seeds; what it gets is estimated from them too."
         ),
     )
 
