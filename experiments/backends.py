@@ -51,11 +51,13 @@ class Backend(Protocol):
 
 
 class Inline:
-    """One cell after another in this process."""
+    """One cell after another in this process, with one thread as in workers, so that the results are the same."""
 
     def __init__(self, controller: Controller, progress: Progress) -> None:
         self._controller, self._progress = controller, progress
         self._cell: Cell | None = None
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
 
     @property
     def free(self) -> int:
@@ -74,8 +76,9 @@ class Inline:
         return [(cell, run_cell(cell, self._controller, lambda updates: self._progress(cell, updates)))]
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Gives the process its threads back."""
         self._cell = None
+        torch.set_num_threads(self._threads)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rlrate.agents import run_controller
 from rlrate.controller import Controller
 from rlrate.envs import TrainingConfig, TrainingRuns
 from rlrate.envs.split import load_part
@@ -48,11 +49,7 @@ def mean_actions(controller: Controller, draws: int | None = None) -> Array:
         paths = []
         for index in range(draws):
             runs = TrainingRuns.sample(config, (SEED, 0, index), range(RUNS))
-            observation, actions = runs.begin(), []
-            while not runs.done:
-                actions.append(controller.act(observation))
-                observation, _ = runs.step(actions[-1])
-            paths.append(np.array(actions).mean(axis=1))
+            paths.append(np.array(run_controller(controller, runs)).mean(axis=1))
         _KNOWN[key] = np.mean(paths, axis=0)
     return _KNOWN[key]
 

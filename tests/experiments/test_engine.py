@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rlrate import Controller
 from rlrate.errors import ConfigError, RlrateError, WorkloadError
@@ -77,6 +78,26 @@ def test_the_reported_peak_is_the_best_of_the_grid_on_the_tuning_seeds(whole: Re
             assert not {row.seed for row in rows if row.role == "tune"} & {
                 row.seed for row in rows if row.role == "report"
             }
+
+
+def test_one_process_trains_with_one_thread_as_workers_do(tmp_path: Path) -> None:
+    suite = replace(TINY, problems=TINY.problems[:1], entrants=("adam",), whole_grid=True)
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        results = run_suite(
+            suite, tmp_path, controller=CONTROLLER, progress=lambda *_: seen.append(torch.get_num_threads())
+        )
+        assert set(seen[:-1]) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    whole = [row for row in results.rows if row.role == "grid"]
+    assert len(whole) == 2 * 3 * 2 and all(row.curve is None for row in whole)
+    # What was tuned ends the same, whichever population it is in.
+    ends = {(row.method, row.seed, row.peak): row.heldout_loss for row in whole}
+    for row in results.rows:
+        if (row.role, row.group) == ("report", "schedule"):
+            assert ends[row.method, row.seed, row.peak] == pytest.approx(row.heldout_loss, rel=1e-5)
 
 
 def test_methods_are_paired(whole: Results) -> None:
