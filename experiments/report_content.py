@@ -180,6 +180,7 @@ def _tiles(scores: Scores) -> list[Tile]:
     rivals = len(_rivals(scores))
     configurations = max((len(problem.grid) for problem in scores.headline), default=0)
     searched = configurations * len(scores.suite["tuning_seeds"])
+    least, most = (worth(scores.trials(end), len(scores.search)) for end in (own.ratio.high, own.ratio.low))
     return [
         Tile(
             ratio(own.ratio.value),
@@ -189,7 +190,12 @@ def _tiles(scores: Scores) -> list[Tile]:
             f"IQM {ratio_text(own.middle)}. The best is known in hindsight only: "
             f"{ratio_text(own.foreseen)} beside the one that tuning would have chosen",
         ),
-        Tile(worth(own.trials, len(scores.search)), "trials", "of random search are expected to match it"),
+        Tile(
+            worth(own.trials, len(scores.search)),
+            "trials",
+            "of random search are expected to match it",
+            f"{least} and {most} at the ends of the interval over seeds" if len(scores.search) else "",
+        ),
         Tile(
             f"{better} / {len(judged) - better - worse} / {worse}",
             "",

@@ -202,6 +202,10 @@ class Scores:
         size = min((len(each) for each in found), default=0)
         return np.mean([each[:size] for each in found], axis=0) if size else np.empty(0)
 
+    def trials(self, ratio: float) -> float:
+        """Random-search trials that are expected to match a ratio to the best tuned; NaN without a grid."""
+        return equivalent_trials(self.search, math.log(ratio)) if len(self.search) else math.nan
+
     @property
     def search_is_judged(self) -> bool:
         """Whether what a search gets is known from the reported seeds, which it did not choose by."""
@@ -267,7 +271,7 @@ class Scores:
             rank=float(np.mean(self._ranks[method])) if self._ranks[method] else math.nan,
             score=score,
             strict=strict,
-            trials=equivalent_trials(self.search, value) if judged and len(self.search) else math.nan,
+            trials=self.trials(math.exp(value)) if judged else math.nan,
             diverged=sum(cell.diverged for cell in cells),
             runs=sum(len(cell.losses) for cell in cells),
             compute=tuned + float(np.mean([row.updates / row.steps for row in rows])) if rows else math.nan,
