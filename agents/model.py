@@ -9,7 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 from rlrate.agents.export import begin_with
-from rlrate.agents.recipe import ON_POLICY, Recipe
+from rlrate.agents.recipe import ON_POLICY, Recipe, network_of
 from rlrate.agents.rollout import BranchingPolicy, BranchRolloutBuffer, HeldNoisePolicy, SiblingRolloutBuffer
 from rlrate.agents.vecenv import PopulationVecEnv
 from rlrate.controller import Controller
@@ -32,7 +32,7 @@ def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
     policy = dict(recipe.policy)
     initial = Controller.load(recipe.initial) if recipe.initial else None
     if initial is not None:
-        policy |= {"net": [len(bias) for _, bias in initial.layers[:-1]], "activation": initial.activation}
+        policy |= network_of(initial)
     activation = policy.pop("activation", "tanh")
     if activation not in _ACTIVATIONS:
         raise ConfigError(f"unknown activation {activation!r}; known: tanh, relu")

@@ -22,6 +22,9 @@ _FOLDER = Path(__file__).parent / "recipes"
 ALGORITHMS = ("ppo", "a2c", "sac", "td3", "ddpg", "dqn")
 ON_POLICY = ("ppo", "a2c")
 
+#: Rules of :class:`rlrate.control.Action` that None switches off.
+_OPTIONAL = ("start", "cap", "cut", "alarm")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -38,7 +41,7 @@ class Recipe:
         action: "continuous" or "discrete".
         environment: Settings of the environment; see :class:`rlrate.envs.TrainingConfig`.
         cadence: Settings of :class:`rlrate.control.Cadence`.
-        rules: Settings of :class:`rlrate.control.Action`.
+        rules: Settings of :class:`rlrate.control.Action`; false switches a rule off, as None does there.
         signals: Names of the signals; empty for all but those of a validation loss. In a training that begins with a
             controller: its own and further ones; then only what to make of the further ones is learned.
         policy: Hidden layer widths ("net"), "activation" (tanh or relu), "log_std_init".
@@ -119,12 +122,20 @@ class Recipe:
     def _check_initial(self) -> None:
         if self.algo not in ON_POLICY:
             raise ConfigError(f"only {' and '.join(ON_POLICY)} can begin with a controller, not {self.algo}")
-        fixed = {"cadence": self.cadence, "rules": self.rules, "net": self.policy.get("net")}
-        given = [name for name, value in fixed.items() if value]
-        if given:
+        if not (self.cadence or self.rules or self.policy):
+            return
+        # What an extended recipe brings along may stand there, as long as it is what the controller has.
+        controller = Controller.load(self.initial)
+        spec, network = controller.spec, network_of(controller)
+        other = {
+            "cadence": any(getattr(spec.cadence, name, ...) != value for name, value in self.cadence.items()),
+            "rules": any(getattr(spec.action, name, ...) != value for name, value in _or_none(self.rules).items()),
+            **{name: self.policy.get(name, value) != value for name, value in network.items()},
+        }
+        if any(other.values()):
             raise ConfigError(
-                f"a training that begins with a controller takes {', '.join(given)} from it; "
-                "leave that out of the recipe"
+                f"a training that begins with a controller takes {', '.join(name for name in other if other[name])} "
+                "from it; leave that out of the recipe"
             )
 
     def _check_imitation(self) -> None:
@@ -142,21 +153,14 @@ class Recipe:
     def load(cls, source: str | Path) -> Recipe:
         """Reads a recipe: a name of :func:`recipe_names` or the path of a TOML file.
 
+        With ``extends = "default"`` (a name, or a path seen from the file), all that the file does not say is as in
+        that recipe; of a table such as ``[algorithm]``, the entries that it does not name.
+
         Raises:
             ConfigError: when there is no such recipe, or it has an unknown or illegal entry.
         """
-        path = Path(source)
-        if path.suffix != ".toml":
-            if str(source) not in recipe_names():
-                raise ConfigError(unknown_name("recipe", str(source), recipe_names()))
-            path = _FOLDER / f"{source}.toml"
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path.name} is not valid TOML: {error}") from None
-        return cls.from_dict({"name": path.stem, **data})
+        path = _find(source)
+        return cls.from_dict({"name": path.stem, **_read(path)})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Recipe:
@@ -193,7 +197,7 @@ class Recipe:
             if self.action != kind:
                 raise ConfigError(f"the controller {self.initial} has {kind} actions; set action to {kind}")
             return dataclasses.replace(spec, signals=self.signals) if self.signals else spec
-        rules = dict(self.rules)
+        rules = _or_none(self.rules)
         if self.action == "discrete":
             rules.setdefault("multipliers", MULTIPLIERS)
         elif self.action != "continuous":
@@ -230,6 +234,51 @@ class Recipe:
                 f"got {shortest}; raise environment.steps or lower cadence.decisions"
             )
         return env
+
+
+def network_of(controller: Controller) -> dict[str, Any]:
+    """A controller's network, as the entries "net" and "activation" of :attr:`Recipe.policy`."""
+    return {"net": [len(bias) for _, bias in controller.layers[:-1]], "activation": controller.activation}
+
+
+def _or_none(rules: dict[str, Any]) -> dict[str, Any]:
+    """Rules with None where they are switched off by false, as TOML has no None."""
+    return {name: None if value is False and name in _OPTIONAL else value for name, value in rules.items()}
+
+
+def _find(source: str | Path, folder: Path | None = None) -> Path:
+    """The file of a recipe: a bundled name, or a path, seen from ``folder``."""
+    path = Path(source)
+    if path.suffix == ".toml":
+        return path if folder is None else folder / path
+    if str(source) not in recipe_names():
+        raise ConfigError(unknown_name("recipe", str(source), recipe_names()))
+    return _FOLDER / f"{source}.toml"
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's entries, with those of the recipe that it extends."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path.name} is not valid TOML: {error}") from None
+    if "extends" not in data:
+        return data
+    extended = data.pop("extends")
+    if not isinstance(extended, str):
+        raise ConfigError(f"{path.name}: extends takes the name or the path of one recipe, got {extended!r}")
+    above = (*above, path.resolve())
+    found = _find(extended, path.parent)
+    if found.resolve() in above:
+        raise ConfigError(f"{path.name}: extends = {extended!r} leads back to the recipe itself")
+    base = _read(found, above)
+    base.pop("name", None)
+    for name, value in data.items():
+        both = isinstance(value, dict) and isinstance(base.get(name), dict)
+        base[name] = base[name] | value if both else value
+    return base
 
 
 def digest_of(recipe: dict[str, Any]) -> str:

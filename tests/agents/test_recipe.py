@@ -1,0 +1,100 @@
+"""Recipes as files: what one takes from another, and what it may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlrate.agents import Recipe
+from rlrate.errors import ConfigError
+
+Write = Callable[[str, str], Path]
+
+ABLATIONS = sorted((Path(__file__).parents[2] / "experiments" / "ablations").glob("*.toml"))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_what_a_recipe_does_not_say_is_as_in_the_one_it_extends(write: Write) -> None:
+    path = write("mine.toml", 'extends = "default"\niterations = 3\n[algorithm]\nlearning_rate = 1e-3\n')
+    mine, default = Recipe.load(path).to_dict(), Recipe.load("default").to_dict()
+    assert mine.pop("name") == "mine" and mine.pop("iterations") == 3
+    assert mine["algorithm"].pop("learning_rate") == 1e-3 != default["algorithm"].pop("learning_rate")
+    assert mine == {name: value for name, value in default.items() if name in mine}
+
+
+def test_workloads_take_the_place_of_those_of_the_extended_recipe(write: Write) -> None:
+    path = write("mine.toml", 'extends = "default"\n[environment]\nworkload = ["wine-mlp"]\n')
+    environment = Recipe.load(path).environment
+    assert environment["workload"] == ["wine-mlp"]
+    assert environment["siblings"] == Recipe.load("default").environment["siblings"]
+
+
+def test_recipes_extend_recipes_beside_them(write: Write) -> None:
+    write("parts/base.toml", 'name = "of its own"\nruns = 12\ndraws = 3\n')
+    write("middle.toml", 'extends = "parts/base.toml"\ndraws = 2\n')
+    recipe = Recipe.load(write("top.toml", 'extends = "middle.toml"\nseed = 5\n'))
+    assert (recipe.name, recipe.runs, recipe.draws, recipe.seed) == ("top", 12, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "defualt"', "unknown recipe 'defualt': did you mean 'default'"),
+        ('extends = "missing.toml"', "cannot read the recipe .*missing.toml: No such file"),
+        ('extends = "mine.toml"', "mine.toml: extends = 'mine.toml' leads back to the recipe itself"),
+        ('extends = ["default"]', r"mine.toml: extends takes the name or the path of one recipe, got \['default'\]"),
+        ('extends = "default"\nruns = 0', "runs must be a positive integer, got 0"),
+    ],
+)
+def test_what_cannot_be_extended(text: str, message: str, write: Write) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Recipe.load(write("mine.toml", text))
+
+
+def test_a_ring_of_recipes_is_refused(write: Write) -> None:
+    write("one.toml", 'extends = "two.toml"')
+    with pytest.raises(ConfigError, match="leads back"):
+        Recipe.load(write("two.toml", 'extends = "one.toml"'))
+
+
+def test_false_switches_a_rule_off(write: Write) -> None:
+    path = write("mine.toml", "[rules]\nstart = false\ncap = false\ncut = false\nalarm = false\nanneal = 0\n")
+    action = Recipe.load(path).spec.action
+    assert (action.start, action.cap, action.cut, action.alarm, action.anneal) == (None, None, None, None, 0)
+
+
+@pytest.mark.parametrize("name", ["factor", "check"])
+def test_not_every_rule_can_be_switched_off(name: str, write: Write) -> None:
+    with pytest.raises(ConfigError, match=f"{name}.* got False"):
+        _ = Recipe.load(write("mine.toml", f"[rules]\n{name} = false\n")).spec
+
+
+def test_a_recipe_may_extend_that_of_the_controller_it_begins_with(write: Write) -> None:
+    text = 'extends = "default"\ninitial = "default"\n'
+    assert Recipe.load(write("more.toml", text)).spec == Recipe.load("default").spec
+    for change, name in (("[rules]\ncap = 0.1", "rules"), ("[policy]\nnet = [8]", "net")):
+        with pytest.raises(ConfigError, match=f"takes {name} from it"):
+            Recipe.load(write("other.toml", f"{text}{change}\n"))
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_an_ablation_changes_one_thing(path: Path) -> None:
+    ablated, default = Recipe.load(path).to_dict(), Recipe.load("default").to_dict()
+    changed = {name for name, value in default.items() if ablated[name] != value}
+    assert changed >= {"name", "iterations"} and len(changed) == 3
+    for name in changed - {"name", "iterations"}:
+        if isinstance(default[name], dict):
+            assert sum(default[name].get(k) != v for k, v in ablated[name].items()) == 1
+    Recipe.load(path).make_env()
