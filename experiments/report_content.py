@@ -181,6 +181,7 @@ def _tiles(scores: Scores) -> list[Tile]:
     configurations = max((len(problem.grid) for problem in scores.headline), default=0)
     searched = configurations * len(scores.suite["tuning_seeds"])
     least, most = (worth(scores.trials(end), len(scores.search)) for end in (own.ratio.high, own.ratio.low))
+    each = scores.trials_each(learned)
     return [
         Tile(
             ratio(own.ratio.value),
@@ -194,7 +195,10 @@ def _tiles(scores: Scores) -> list[Tile]:
             worth(own.trials, len(scores.search)),
             "trials",
             "of random search are expected to match it",
-            f"{least} and {most} at the ends of the interval over seeds" if len(scores.search) else "",
+            f"{least} and {most} at the ends of the interval over seeds; counted on each problem by itself, "
+            f"{each.value:.1f} [{each.low:.1f}, {each.high:.1f}] in the geometric mean"
+            if each is not None and len(scores.search)
+            else "",
         ),
         Tile(
             f"{better} / {len(judged) - better - worse} / {worse}",

@@ -9,8 +9,8 @@ from typing import Any
 
 from rlrate.experiments.report_charts import number
 from rlrate.experiments.scoring import Scores
-from rlrate.experiments.scoring_cells import SLACK
-from rlrate.experiments.statistics import Interval
+from rlrate.experiments.scoring_cells import SLACK, Cell
+from rlrate.experiments.statistics import Interval, equivalent_trials
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def cells_table(scores: Scores) -> Table:
         ("loss", "final held-out loss, geometric mean over seeds"),
         ("accuracy", ""),
         ("ratio", "to the best tuned schedule: geometric mean [95 % interval]"),
+        ("worth trials", "random-search trials that are expected to match it on this problem"),
         ("steps to target", f"within {SLACK:.0%} of the best tuned loss, median over seeds"),
         ("diverged", ""),
     ]
@@ -96,6 +97,7 @@ def cells_table(scores: Scores) -> Table:
             Value(number(c.loss), c.loss if math.isfinite(c.loss) else None),
             Value("" if c.accuracy is None else f"{c.accuracy:.1%}", c.accuracy),
             Value(ratio_text(c.ratio), c.ratio.value if c.ratio else None),
+            _worth_on(scores, problem, c),
             Value("never" if math.isinf(c.steps) else f"{c.steps:,.0f}", c.steps if math.isfinite(c.steps) else None),
             Value(f"{c.diverged} of {len(c.losses)}", c.diverged),
         ]
@@ -134,6 +136,14 @@ def worth(trials: float, size: int) -> str:
     if math.isnan(trials):
         return ""
     return f"> {size}" if math.isinf(trials) else "< 1" if trials < 1 else f"{trials:.1f}"
+
+
+def _worth_on(scores: Scores, problem: str, cell: Cell) -> Value:
+    found = scores.searches.get(problem, ())
+    if not len(found) or cell.ratio is None:
+        return Value("", None)
+    trials = equivalent_trials(found, math.log(cell.ratio.value))
+    return Value(worth(trials, len(found)), trials)
 
 
 def ratio_text(interval: Interval | None) -> str:

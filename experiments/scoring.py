@@ -19,6 +19,7 @@ from rlrate.experiments.statistics import (
     clustered_interval,
     equivalent_trials,
     expected_best,
+    interval_by_workload,
     iqm,
     paired_difference,
     profile_score,
@@ -198,13 +199,33 @@ class Scores:
 
         It chooses by the tuning seeds.
         """
-        found = [expected_best(problem.values, problem.tuned) for problem in self.headline]
+        found = self.searches.values()
         size = min((len(each) for each in found), default=0)
         return np.mean([each[:size] for each in found], axis=0) if size else np.empty(0)
+
+    @cached_property
+    def searches(self) -> dict[str, Array]:
+        """The same for each problem of the headline; empty where it has no grid."""
+        return {problem.name: expected_best(problem.values, problem.tuned) for problem in self.headline}
 
     def trials(self, ratio: float) -> float:
         """Random-search trials that are expected to match a ratio to the best tuned; NaN without a grid."""
         return equivalent_trials(self.search, math.log(ratio)) if len(self.search) else math.nan
+
+    def trials_on(self, problem: str, log: float) -> float:
+        """The same on one problem, for a log ratio: at least one, and at most as many as its grid has."""
+        found = self.searches[problem]
+        return float(np.clip(equivalent_trials(found, log), 1.0, len(found)))
+
+    def trials_each(self, method: str) -> Interval | None:
+        """Random-search trials that a method is worth on each problem, geometric mean with its interval over seeds."""
+        cells = {p.name: self.cells.get((p.name, method)) for p in self.headline if len(self.searches[p.name])}
+        logs = {name: cell.logs for name, cell in cells.items() if cell is not None and cell.logs is not None}
+
+        def typical(means: Array) -> float:
+            return float(np.log([self.trials_on(name, log) for name, log in zip(logs, means, strict=True)]).mean())
+
+        return exp(interval_by_workload(np.array(list(logs.values())), typical)) if logs else None
 
     @property
     def search_is_judged(self) -> bool:

@@ -124,6 +124,29 @@ def stratified_interval(
     return _widened(estimate, low, high, values.shape[1])
 
 
+def interval_by_workload(
+    values: Array, statistic: Callable[[Array], float], *, level: float = 0.95, draws: int = DRAWS
+) -> Interval:
+    """As :func:`stratified_interval`, for a statistic of the workloads' means over their seeds.
+
+    Args:
+        values: Finite values, shape (W, S).
+        statistic: Takes the means, shape (W,).
+        level: Probability that the interval is to cover.
+        draws: Resamples.
+
+    Raises:
+        ValueError: when a value is not finite or there is none.
+    """
+    values = _checked(values)
+    count, seeds = values.shape
+    drawn = np.random.default_rng(0).integers(seeds, size=(draws, count, seeds))
+    means = np.take_along_axis(values[None], drawn, axis=2).mean(axis=2)
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile([statistic(each) for each in means], [tail, 1.0 - tail])
+    return _widened(statistic(values.mean(axis=1)), float(low), float(high), seeds)
+
+
 def clustered_interval(
     values: Array, statistic: Statistic = mean, *, level: float = 0.95, draws: int = DRAWS
 ) -> Interval:

@@ -136,6 +136,21 @@ def test_the_search_is_over_the_pooled_grid() -> None:
     assert 1 < scores.score("cosine").trials < 4
 
 
+def test_trials_are_counted_on_each_problem_too() -> None:
+    scores = Scores(made())
+    # On p better than all four configurations, which counts as four trials; on q worse than a single one: as one.
+    each = scores.trials_each("learned")
+    assert each is not None and each.value == pytest.approx(2.0)
+    # Cosine is the best of p's grid. On q it ends log2(3) behind, between one trial and two.
+    q, moved = [0, 1, 2, (1 + math.log2(1000)) / 2], (math.log2(3) - 1) / 2
+    one, two = sum(q) / 4 + moved, (3 * q[0] + 2 * q[1] + q[2]) / 6 + moved
+    on_q = 1 + (one - math.log2(3)) / (one - two)
+    each = scores.trials_each("cosine")
+    assert each is not None and each.value == pytest.approx(math.sqrt(4 * on_q))
+    assert each.low <= each.value <= each.high
+    assert Scores(Results(made().suite, ())).trials_each("cosine") is None
+
+
 def test_a_search_gets_what_its_choice_ends_with_on_the_reported_seeds() -> None:
     plain = made()
     # On p, cosine at 0.1 looks best and constant at 0.1 next, but they end at 4 and 2 times the reference.

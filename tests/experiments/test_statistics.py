@@ -16,6 +16,7 @@ from rlrate.experiments.statistics import (
     clustered_interval,
     equivalent_trials,
     expected_best,
+    interval_by_workload,
     iqm,
     log_ratios,
     mean,
@@ -69,8 +70,21 @@ def test_the_interval_of_two_seeds_is_known() -> None:
     assert stratified_interval(values, level=0.4) == pytest.approx((0.5, 0.5, 0.5))
 
 
+def test_an_interval_of_the_mean_by_workload_is_the_stratified_one() -> None:
+    values = np.random.default_rng(0).normal(size=(7, 5))
+    one, other = interval_by_workload(values, lambda means: float(means.mean())), stratified_interval(values)
+    assert one.value == pytest.approx(other.value) and one == pytest.approx(other, abs=0.03)
+    # A statistic that looks at one workload varies as that workload's mean does.
+    first = interval_by_workload(values, lambda means: float(means[0]))
+    assert first == pytest.approx(stratified_interval(values[:1]), abs=0.08)
+
+
+def by_mean(values: np.ndarray) -> object:
+    return interval_by_workload(values, lambda means: float(means.mean()))
+
+
 @pytest.mark.parametrize("values", [np.array([[1.0, INF]]), np.array([[NAN]]), np.empty((0, 3)), np.ones(3)])
-@pytest.mark.parametrize("interval", [stratified_interval, clustered_interval])
+@pytest.mark.parametrize("interval", [stratified_interval, clustered_interval, by_mean])
 def test_an_interval_of_nothing_is_refused(interval: object, values: np.ndarray) -> None:
     with pytest.raises(ValueError, match="finite values"):
         interval(values)  # type: ignore[operator]

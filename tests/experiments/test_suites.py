@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from rlrate import Controller
+from rlrate.cli.comparing import compare as compare_command
 from rlrate.envs import OPTIMIZERS
 from rlrate.errors import ConfigError
 from rlrate.experiments.cells import Cell, Run
@@ -29,6 +32,12 @@ def test_bundled_suites_can_be_read(name: str) -> None:
 
 def test_the_four_suites_are_there() -> None:
     assert {"smoke", "held-out", "robustness", "optimizers"} <= set(suite_names())
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_the_command_line_names_every_bundled_suite(name: str) -> None:
+    (option,) = get_type_hints(compare_command, include_extras=True)["suite"].__metadata__
+    assert re.search(rf"\b{name}\b", option.help)
 
 
 @pytest.mark.parametrize(
