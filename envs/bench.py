@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from rlrate.envs.env import TrainingVectorEnv
 from rlrate.envs.optimizers import OptimizerSpec, make_optimizer
 from rlrate.envs.population import Population
+from rlrate.envs.training import TrainingConfig
 from rlrate.envs.workload import Workload
 
 __all__ = ["BENCHMARKS", "BUDGETS", "environment_benchmark", "environment_overhead", "population_throughput"]
@@ -97,6 +99,9 @@ def population_throughput(
 #: Budgets in updates for which the environment's own share is measured: 10, 25 and 100 updates a decision.
 BUDGETS = (400, 1000, 4000)
 
+#: Budgets that stand for those which the environment draws when it is told none.
+DRAWN = 5
+
 
 def environment_overhead(*, networks: int = 64, repeats: int = 5) -> dict[str, Any]:
     """Measure the share of the environment's time that is not its population's training steps.
@@ -106,38 +111,44 @@ def environment_overhead(*, networks: int = 64, repeats: int = 5) -> dict[str, A
 
     Args:
         networks: Runs of the environment.
-        repeats: Rounds; the median share counts.
+        repeats: Rounds; the median counts.
 
     Returns:
-        By budget: ``decisions_per_second`` (of all runs) and ``share`` in [0, 1].
+        By budget: ``decisions_per_second`` (of all runs) and ``share`` in [0, 1]. Under ``default`` the same over an
+        episode of each of ``budgets``, which are spread as the environment draws them: log-uniformly over its default
+        ``steps``.
     """
+    low, high = (math.log(bound) for bound in cast("tuple[int, int]", TrainingConfig().steps))
+    drawn = [round(math.exp(low + (high - low) * (k + 0.5) / DRAWN)) for k in range(DRAWN)]
+    return {
+        **{str(budget): _overhead([budget], networks, repeats) for budget in BUDGETS},
+        "default": {"budgets": drawn, **_overhead(drawn, networks, repeats)},
+    }
+
+
+def _overhead(budgets: Sequence[int], networks: int, repeats: int) -> dict[str, float]:
     workload, adam = _workload("mlp_64_64_10", *BENCHMARKS["mlp_64_64_10"][:2]), make_optimizer("adam")
-    report: dict[str, Any] = {}
-    for budget in BUDGETS:
-        env = TrainingVectorEnv(networks, workload=workload, optimizer=adam, steps=budget)
-        env.reset(seed=0)
-        actions = np.full((networks, 1), 0.2, np.float32)
-        boundaries = env.config.spec.cadence.boundaries(budget)
-        updates = int(boundaries[-2] - boundaries[0])  # the last interval would begin the next episode
-        bare = _population_stepper(workload, adam, networks)
-        shares, speeds = [], []
-        for _ in range(repeats):
+    actions = np.full((networks, 1), 0.2, np.float32)
+    envs = [TrainingVectorEnv(networks, workload=workload, optimizer=adam, steps=budget) for budget in budgets]
+    bare = _population_stepper(workload, adam, networks)
+    shares, speeds = [], []
+    for _ in range(repeats):
+        whole, training, decisions = 0.0, 0.0, 0
+        for env, budget in zip(envs, budgets, strict=True):
+            boundaries = env.config.spec.cadence.boundaries(budget)
             # Begun anew each round, so that the bare steps cover the same updates as the decisions do.
             env.reset(seed=0)
             start = time.perf_counter()
-            for _ in boundaries[:-2]:
+            for _ in boundaries[:-2]:  # the last interval would begin the next episode
                 env.step(actions)
             middle = time.perf_counter()
-            for _ in range(updates):
+            for _ in range(int(boundaries[-2] - boundaries[0])):
                 bare()
-            whole, training = middle - start, time.perf_counter() - middle
-            shares.append(1.0 - training / whole)
-            speeds.append(networks * (len(boundaries) - 2) / whole)
-        report[str(budget)] = {
-            "share": statistics.median(shares),
-            "decisions_per_second": statistics.median(speeds),
-        }
-    return report
+            whole, training = whole + middle - start, training + time.perf_counter() - middle
+            decisions += networks * (len(boundaries) - 2)
+        shares.append(1.0 - training / whole)
+        speeds.append(decisions / whole)
+    return {"share": statistics.median(shares), "decisions_per_second": statistics.median(speeds)}
 
 
 def environment_benchmark() -> dict[str, Any]:
