@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rlrate.control import Action, Cadence, ControlSpec
 from rlrate.controller import Controller
 from rlrate.envs import TrainingVectorEnv
 from rlrate.envs.env import MULTIPLIERS
+from rlrate.envs.extending import read_extending
 from rlrate.errors import ConfigError, unknown_name
 
 _FOLDER = Path(__file__).parent / "recipes"
@@ -159,8 +159,11 @@ class Recipe:
         Raises:
             ConfigError: when there is no such recipe, or it has an unknown or illegal entry.
         """
-        path = _find(source)
-        return cls.from_dict({"name": path.stem, **_read(path)})
+        path = Path(source) if Path(source).suffix == ".toml" else _bundled(str(source))
+        try:
+            return cls.from_dict({"name": path.stem, **read_extending(path, _bundled)})
+        except OSError as error:
+            raise ConfigError(f"cannot read the recipe {error.filename}: {error.strerror}") from None
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Recipe:
@@ -168,7 +171,7 @@ class Recipe:
         names = {f.name for f in dataclasses.fields(cls)}
         unknown = sorted(set(data) - names)
         if unknown:
-            raise ConfigError(f"unknown recipe entries {unknown}; known: {', '.join(sorted(names))}")
+            raise ConfigError(f"unknown recipe entries {unknown}; known: {', '.join(sorted(names))}; in a file extends")
         data = dict(data)
         data["signals"] = tuple(data.get("signals", ()))
         return cls(**data)
@@ -246,39 +249,10 @@ def _or_none(rules: dict[str, Any]) -> dict[str, Any]:
     return {name: None if value is False and name in _OPTIONAL else value for name, value in rules.items()}
 
 
-def _find(source: str | Path, folder: Path | None = None) -> Path:
-    """The file of a recipe: a bundled name, or a path, seen from ``folder``."""
-    path = Path(source)
-    if path.suffix == ".toml":
-        return path if folder is None else folder / path
-    if str(source) not in recipe_names():
-        raise ConfigError(unknown_name("recipe", str(source), recipe_names()))
-    return _FOLDER / f"{source}.toml"
-
-
-def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe's entries, with those of the recipe that it extends."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path.name} is not valid TOML: {error}") from None
-    if "extends" not in data:
-        return data
-    extended = data.pop("extends")
-    if not isinstance(extended, str):
-        raise ConfigError(f"{path.name}: extends takes the name or the path of one recipe, got {extended!r}")
-    above = (*above, path.resolve())
-    found = _find(extended, path.parent)
-    if found.resolve() in above:
-        raise ConfigError(f"{path.name}: extends = {extended!r} leads back to the recipe itself")
-    base = _read(found, above)
-    base.pop("name", None)
-    for name, value in data.items():
-        both = isinstance(value, dict) and isinstance(base.get(name), dict)
-        base[name] = base[name] | value if both else value
-    return base
+def _bundled(name: str) -> Path:
+    if name not in recipe_names():
+        raise ConfigError(unknown_name("recipe", name, recipe_names()))
+    return _FOLDER / f"{name}.toml"
 
 
 def digest_of(recipe: dict[str, Any]) -> str:

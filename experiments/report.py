@@ -75,7 +75,7 @@ def render_summary(said: Content, scores: Scores) -> str:
     """Headline and table in Markdown, to be embedded elsewhere."""
     table = methods_table(scores)
     shown = [name for name, _ in table.columns].index
-    kept = [shown(name) for name in ("method", "trials", "loss ratio", "score", "worth trials", "diverged")]
+    kept = [shown(name) for name in ("method", "trials", "loss ratio", "score", "worth trials", "on each", "diverged")]
     rows = [[_escaped(values[index].text) for index in kept] for _, values in table.rows]
     return _render("summary.md.j2", said=said, columns=[table.columns[index][0] for index in kept], rows=rows)
 

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class Score:
         score: AlgoPerf-style score, target with slack.
         strict: The same without slack.
         trials: Random-search trials of the pooled grid that are expected to match it.
+        each: The same on each problem by itself, geometric mean.
         diverged: Diverged runs.
         runs: Runs.
         compute: Updates spent for one reported run, tuning and search included, in runs.
@@ -74,6 +75,7 @@ class Score:
     score: float
     strict: float
     trials: float
+    each: float
     diverged: int
     runs: int
     compute: float
@@ -219,13 +221,18 @@ class Scores:
 
     def trials_each(self, method: str) -> Interval | None:
         """Random-search trials that a method is worth on each problem, geometric mean with its interval over seeds."""
+        logs = self._searched(method)
+        names = list(logs)
+        return exp(interval_by_workload(np.array(list(logs.values())), partial(self._typical, names))) if logs else None
+
+    def _searched(self, method: str) -> dict[str, tuple[float, ...]]:
+        """Log ratios of a method on every problem that has a grid."""
         cells = {p.name: self.cells.get((p.name, method)) for p in self.headline if len(self.searches[p.name])}
-        logs = {name: cell.logs for name, cell in cells.items() if cell is not None and cell.logs is not None}
+        return {name: cell.logs for name, cell in cells.items() if cell is not None and cell.logs is not None}
 
-        def typical(means: Array) -> float:
-            return float(np.log([self.trials_on(name, log) for name, log in zip(logs, means, strict=True)]).mean())
-
-        return exp(interval_by_workload(np.array(list(logs.values())), typical)) if logs else None
+    def _typical(self, names: Sequence[str], logs: Array) -> float:
+        """Mean log of the trials that log ratios are worth, one on each problem."""
+        return float(np.log([self.trials_on(name, log) for name, log in zip(names, logs, strict=True)]).mean())
 
     @property
     def search_is_judged(self) -> bool:
@@ -275,6 +282,7 @@ class Scores:
         value = float(logs.mean()) if judged else math.nan
         ratios = [(cell.problem, cell.ratio.value) for cell in cells if cell.ratio is not None]
         rows = [row for problem in self.headline for row in self._rows.get((problem.name, method), ())]
+        found = self._searched(method)
         score, strict = self._profile_scores.get(method, (math.nan, math.nan))
         budget = max((row.budget for row in rows), default=0)
         tuned = budget * len(self.suite["tuning_seeds"]) if self.groups[method] == "schedule" else 0
@@ -293,6 +301,7 @@ class Scores:
             score=score,
             strict=strict,
             trials=self.trials(math.exp(value)) if judged else math.nan,
+            each=math.exp(self._typical(list(found), np.mean(list(found.values()), axis=1))) if found else math.nan,
             diverged=sum(cell.diverged for cell in cells),
             runs=sum(len(cell.losses) for cell in cells),
             compute=tuned + float(np.mean([row.updates / row.steps for row in rows])) if rows else math.nan,

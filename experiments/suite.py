@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rlrate.envs import OPTIMIZERS, Workload, make_optimizer, make_workload
+from rlrate.envs.extending import read_extending
 from rlrate.envs.training import Draw
 from rlrate.envs.workloads.models import MLP, ConvNet
 from rlrate.errors import ConfigError, unknown_name
@@ -196,8 +196,14 @@ def suite_names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
+def _bundled(name: str) -> Path:
+    if name not in suite_names():
+        raise ConfigError(f"{unknown_name('suite', name, suite_names())}, or a file that ends in .toml")
+    return _FOLDER / f"{name}.toml"
+
+
 def load_suite(name: str) -> Suite:
-    """Reads a suite.
+    """Reads a suite; with ``extends = "held-out"`` (a name or a path) what it does not say is as there.
 
     Args:
         name: A bundled suite, or the path of a TOML file.
@@ -205,15 +211,13 @@ def load_suite(name: str) -> Suite:
     Raises:
         ConfigError: There is none, it is no TOML, or it says something unknown; the message names the file.
     """
-    path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
+    path = Path(name) if name.endswith(".toml") else _bundled(name)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if name.endswith(".toml"):
-            raise ConfigError(f"there is no suite {name!r}") from None
-        raise ConfigError(f"{unknown_name('suite', name, suite_names())}, or a file that ends in .toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+        data = read_extending(path, _bundled)
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no suite {error.filename!r}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the suite {error.filename}: {error.strerror}") from None
     try:
         return _read_suite(path.stem, data)
     except (ConfigError, TypeError) as error:
@@ -225,12 +229,15 @@ def _read_suite(name: str, data: dict[str, Any]) -> Suite:
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigError("a suite lists its problems as [[problem]] tables")
     common = {"validation": data.pop("validation")} if "validation" in data else {}
+    started = data.pop("starts", True)
+    if not isinstance(started, bool):
+        raise ConfigError(f"starts must be true or false, got {started!r}")
     known = {f.name for f in fields(Suite)} - {"name", "problems"}
     _check_entries("suite", data, known, {"title"})
     problems = []
     for table in tables:
         _check_entries("[[problem]]", table, {f.name for f in fields(Problem)}, {"workload", "optimizer", "steps"})
-        start = table.get("start", [])
+        start = table.get("start", []) if started else []
         starts = start if isinstance(start, list) else [start]
         problems.append(Problem(**{**common, **table, "start": tuple(starts)}))
     for key in ("schedules", "entrants"):

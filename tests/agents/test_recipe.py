@@ -53,8 +53,8 @@ def test_recipes_extend_recipes_beside_them(write: Write) -> None:
     [
         ('extends = "defualt"', "unknown recipe 'defualt': did you mean 'default'"),
         ('extends = "missing.toml"', "cannot read the recipe .*missing.toml: No such file"),
-        ('extends = "mine.toml"', "mine.toml: extends = 'mine.toml' leads back to the recipe itself"),
-        ('extends = ["default"]', r"mine.toml: extends takes the name or the path of one recipe, got \['default'\]"),
+        ('extends = "mine.toml"', "mine.toml: extends = 'mine.toml' leads back to the file itself"),
+        ('extends = ["default"]', r"mine.toml: extends takes one name or path, got \['default'\]"),
         ('extends = "default"\nruns = 0', "runs must be a positive integer, got 0"),
     ],
 )

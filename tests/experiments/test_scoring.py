@@ -140,7 +140,7 @@ def test_trials_are_counted_on_each_problem_too() -> None:
     scores = Scores(made())
     # On p better than all four configurations, which counts as four trials; on q worse than a single one: as one.
     each = scores.trials_each("learned")
-    assert each is not None and each.value == pytest.approx(2.0)
+    assert each is not None and each.value == pytest.approx(2.0) == scores.score("learned").each
     # Cosine is the best of p's grid. On q it ends log2(3) behind, between one trial and two.
     q, moved = [0, 1, 2, (1 + math.log2(1000)) / 2], (math.log2(3) - 1) / 2
     one, two = sum(q) / 4 + moved, (3 * q[0] + 2 * q[1] + q[2]) / 6 + moved

@@ -30,6 +30,38 @@ def test_bundled_suites_can_be_read(name: str) -> None:
     assert not set(suite.report_seeds) & set(range(suite.tuning_seeds))
 
 
+def test_a_suite_may_extend_another(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('extends = "held-out"\ntitle = "Mine"\nseeds = 3\n')
+    mine, base = load_suite(str(tmp_path / "mine.toml")), load_suite("held-out")
+    assert mine == replace(base, name="mine", title="Mine", seeds=3)
+    (tmp_path / "further.toml").write_text(f'extends = "mine.toml"\nentrants = ["learned"]\n{PROBLEM}')
+    further = load_suite(str(tmp_path / "further.toml"))
+    assert (further.seeds, further.entrants, len(further.problems)) == (3, ("learned",), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "held-in"', "unknown suite 'held-in'"),
+        ('extends = "gone.toml"', "there is no suite '.*gone.toml'"),
+        ('extends = "mine.toml"', "leads back to the file itself"),
+        ('extends = "held-out"\nsedes = 3', "unknown entry of suite 'sedes'"),
+        ('extends = "held-out"\nstarts = 0', "mine.toml: starts must be true or false, got 0"),
+    ],
+)
+def test_what_a_suite_cannot_extend(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_suite(str(tmp_path / "mine.toml"))
+
+
+def test_the_suite_of_fifteen_seeds_has_the_problems_of_the_reference() -> None:
+    more, reference = load_suite("held-out-15"), load_suite("held-out")
+    assert more.problems == tuple(replace(problem, start=()) for problem in reference.problems)
+    assert more.schedules == reference.schedules
+    assert set(reference.report_seeds) < set(more.report_seeds) and more.tuning_seeds == reference.tuning_seeds
+
+
 def test_the_four_suites_are_there() -> None:
     assert {"smoke", "held-out", "robustness", "optimizers"} <= set(suite_names())
 
@@ -54,7 +86,7 @@ def test_the_command_line_names_every_bundled_suite(name: str) -> None:
         (HEAD + PROBLEM.replace("adam", "adm"), "unknown optimizer 'adm'"),
         (HEAD + PROBLEM + "start = [0.0]\n", "positive learning rates"),
         (HEAD.replace('["learned"]', '"learned"') + PROBLEM, "entrants must be a list"),
-        ("seeds =", "mine.toml: "),
+        ("seeds =", "mine.toml is not valid TOML: "),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path: Path, text: str, message: str) -> None:
