@@ -180,7 +180,7 @@ def bench(
     """
     if what not in _BENCHMARKS:
         raise ConfigError(unknown_name("benchmark", what, _BENCHMARKS))
-    note("measuring for a minute or two; other work on this machine spoils the figures")
+    note("measuring for some minutes; other work on this machine spoils the figures")
     with waiting("measuring"):
         figures = _BENCHMARKS[what]()
     if as_json:
