@@ -111,7 +111,8 @@ def test_two_processes(case: str, pair: list[dict[str, Any]]) -> None:
     else:  # every other batch, which is to have batches of twice the size
         more = {"clip": 1.0} if case == "trainer" else {"accumulate": CASES[case].get("accumulate", 1)}
         rates = expected(batches=BATCHES // 2, size=2 * runs.BATCH, **more)
-    torch.testing.assert_close(first["rates"], rates, rtol=1e-6, atol=0.0)
+    # Processes sum their gradients in another order: a processor may round the difference past 1e-6 in 108 updates.
+    torch.testing.assert_close(first["rates"], rates, rtol=1e-5, atol=0.0)
 
 
 def test_two_processes_step_it_twice_without_a_warning(pair: list[dict[str, Any]]) -> None:
