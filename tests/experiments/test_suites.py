@@ -69,7 +69,8 @@ def test_the_four_suites_are_there() -> None:
 @pytest.mark.parametrize("name", suite_names())
 def test_the_command_line_names_every_bundled_suite(name: str) -> None:
     (option,) = get_type_hints(compare_command, include_extras=True)["suite"].__metadata__
-    assert re.search(rf"\b{name}\b", option.help)
+    # As a name of its own: "held-out" is not named by "held-out-15".
+    assert name in re.split(r"[,:] ", option.help)
 
 
 @pytest.mark.parametrize(
