@@ -6,7 +6,6 @@ from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from rlrate.controller import Controller
 from rlrate.envs import TrainingConfig, TrainingRuns
+from rlrate.envs.processes import process_context
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,7 @@ def evaluate(
     if workers <= 1:
         found = [one(index) for index in range(draws)]
     else:
-        with ProcessPoolExecutor(
-            workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
+        with ProcessPoolExecutor(workers, process_context(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             found = list(pool.map(one, range(draws)))
     return [outcome for group in found for outcome in group]
 

@@ -8,7 +8,6 @@ meets (DAgger; Ross, Gordon & Bagnell, 2011). Reinforcement learning goes on fro
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import nn
 from rlrate.control import ControlSpec
 from rlrate.controller import Controller, linear_layers
 from rlrate.envs import TrainingConfig, TrainingRuns
+from rlrate.envs.processes import process_context
 from rlrate.envs.training import Draw, sample_draw
 from rlrate.errors import ConfigError
 
@@ -129,8 +129,7 @@ def _spread(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[Schedule, Sa
     if workers == 1:
         yield from map(_demonstrate, tasks)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, process_context(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield from pool.map(_demonstrate, tasks)
 
 

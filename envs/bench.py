@@ -106,8 +106,9 @@ DRAWN = 5
 def environment_overhead(*, networks: int = 64, repeats: int = 5) -> dict[str, Any]:
     """Measure the share of the environment's time that is not its population's training steps.
 
-    Episodes of the batched environment (64-64-10 MLP, Adam) alternate with as many bare training steps of
-    the same population: statistics, signals, actions and held-out losses make the difference.
+    Each step of the batched environment (64-64-10 MLP, Adam) is followed by as many bare training steps of a population
+    alike: statistics, signals, actions and held-out losses make the difference. They alternate so closely as the speed
+    of a shared machine changes within an episode.
 
     Args:
         networks: Runs of the environment.
@@ -136,15 +137,14 @@ def _overhead(budgets: Sequence[int], networks: int, repeats: int) -> dict[str, 
         whole, training, decisions = 0.0, 0.0, 0
         for env, budget in zip(envs, budgets, strict=True):
             boundaries = env.config.spec.cadence.boundaries(budget)
-            # Begun anew each round, so that the bare steps cover the same updates as the decisions do.
-            env.reset(seed=0)
-            start = time.perf_counter()
-            for _ in boundaries[:-2]:  # the last interval would begin the next episode
+            env.reset(seed=0)  # anew each round, as the budget ends with it
+            for updates in np.diff(boundaries)[:-1].tolist():  # the last interval would begin the next episode
+                start = time.perf_counter()
                 env.step(actions)
-            middle = time.perf_counter()
-            for _ in range(int(boundaries[-2] - boundaries[0])):
-                bare()
-            whole, training = whole + middle - start, training + time.perf_counter() - middle
+                middle = time.perf_counter()
+                for _ in range(updates):
+                    bare()
+                whole, training = whole + middle - start, training + time.perf_counter() - middle
             decisions += networks * (len(boundaries) - 2)
         shares.append(1.0 - training / whole)
         speeds.append(decisions / whole)

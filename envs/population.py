@@ -52,6 +52,8 @@ class Population:
     Attributes:
         size: N.
         parameters: Trainable parameters, each (N, *shape): views that follow the training.
+        rows: The matrix that they are views of, a row for each network.
+        starts: First column of each parameter in ``rows``.
         buffers: Buffers and frozen parameters by name, each (N, *shape).
 
     Raises:
@@ -81,8 +83,9 @@ class Population:
                     "architecture in the factory, so that it is the same for every seed."
                 )
         self._layout = _Layout(shapes)
-        self._weights = torch.zeros(self.size, self._layout.width, dtype=dtype)
-        self.parameters = self._layout.views(self._weights)
+        self.rows = torch.zeros(self.size, self._layout.width, dtype=dtype)
+        self.starts = self._layout.starts
+        self.parameters = self._layout.views(self.rows)
         for index, stack in enumerate(self.parameters):
             torch.stack([r.parameters()[index].detach() for r in replicas], out=stack)
         self.buffers = {
@@ -179,7 +182,7 @@ class Population:
         rows = {key: torch.cat([state[key] for state in states]) for key, value in states[0].items() if _is_rows(value)}
         shared = {key: _copy(v) for key, v in states[0].items() if not _is_rows(v)}
         return {
-            "weights": self._weights.clone(),
+            "weights": self.rows.clone(),
             "buffers": {name: value.clone() for name, value in self.buffers.items()},
             "optimizer": {"rows": rows, "shared": shared},
             "batches": self._batches.state_dict(),
@@ -192,12 +195,12 @@ class Population:
         Raises:
             ConfigError: The state is of a population of another size or architecture.
         """
-        if state["weights"].shape != self._weights.shape:
+        if state["weights"].shape != self.rows.shape:
             raise ConfigError(
                 f"this state is of {tuple(state['weights'].shape)} networks and parameters, the "
-                f"population has {tuple(self._weights.shape)}; load it into one built alike."
+                f"population has {tuple(self.rows.shape)}; load it into one built alike."
             )
-        self._weights.copy_(state["weights"])
+        self.rows.copy_(state["weights"])
         for name, value in state["buffers"].items():
             self.buffers[name].copy_(value)
         saved = state["optimizer"]
@@ -255,7 +258,7 @@ class _Chunk:
 
     def __init__(self, owner: Population, rows: slice, layout: _Layout, scratch: list[Tensor]) -> None:
         self.rows, self._layout = rows, layout
-        self.weights = owner._weights[rows]
+        self.weights = owner.rows[rows]
         self.leaves = [view.detach().requires_grad_() for view in layout.views(self.weights)]
         self._unused = [False] * len(self.leaves)
         self._weights = [self.weights[:, start:stop] for start, stop in layout.blocks]

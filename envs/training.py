@@ -160,7 +160,11 @@ class TrainingRuns:
         self.population = Population(draw.workload, draw.optimizer, seeds, dtype=dtype)
         parameters = self.population.parameters
         self._sampler = UpdateSampler(
-            [p.shape[1:] for p in parameters], self.size, dtype=dtype, device=parameters[0].device
+            [p.shape[1:] for p in parameters],
+            self.size,
+            dtype=dtype,
+            device=parameters[0].device,
+            starts=self.population.starts,
         )
         self.control = RateControl(
             config.spec,
@@ -236,14 +240,14 @@ class TrainingRuns:
             if position == 0 and control.probing:
                 control.set_probe(
                     self._sampler.norms(population.gradients).double().numpy(),
-                    self._sampler.norms(population.parameters).double().numpy(),
+                    self._sampler.norms(population.rows).double().numpy(),
                     sum(p[0].numel() for p in population.parameters),
                 )
-            self._sampler.before(population.parameters, population.gradients)
+            self._sampler.before(population.rows, population.gradients)
         rates = torch.from_numpy(control.rates_at(position)).to(losses.dtype)
         population.update(rates)
         if sampling:
-            self._sampler.after(population.parameters)
+            self._sampler.after(population.rows)
         values: Array = losses.double().numpy()
         # Losses wait until something may follow from them: that is once in some updates, and costs much less.
         self._waiting.append(values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import multiprocessing
 import pickle
 import time
 import traceback
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rlrate.envs.processes import process_context
 from rlrate.envs.training import TrainingConfig, TrainingRuns
 from rlrate.errors import ConfigError, RlrateError, unknown_name
 
@@ -147,7 +147,7 @@ class ProcessHost:
     """Draws in a process of their own, which computes on one thread."""
 
     def __init__(self, config: TrainingConfig, runs: int) -> None:
-        context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads may hang
+        context = process_context()
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, config, runs), daemon=True)
         self._process.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import time
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from rlrate.controller import Controller
+from rlrate.envs.processes import process_context
 from rlrate.errors import ConfigError, RlrateError, unknown_name
 from rlrate.experiments.cells import Cell, run_cell
 from rlrate.experiments.store import Row
@@ -115,7 +115,7 @@ class Processes:
         self._workers = [self._start() for _ in range(workers)]
 
     def _start(self) -> _Worker:
-        context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads may hang
+        context = process_context()
         pipe, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._controller), daemon=True)
         process.start()

@@ -21,6 +21,8 @@ COLUMNS = ("gg", "gp", "pp", "uu", "ww", "gu", "layer")
 WEIGHT_FLOOR = 1e-3
 
 Optional = Tensor | None
+#: The tensors of all parameters: one each, or one matrix of which they are parts.
+Tensors = Sequence[Optional] | Tensor
 Combine = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
@@ -37,6 +39,7 @@ class UpdateSampler:
         dtype: Arithmetic; half precision parameters are measured in float32.
         limit: Number of coordinates.
         sizes: Number of coordinates of each whole parameter, when ``shapes`` are those of shards.
+        starts: First column of each parameter, for callers that have the parameters of a run in one row of a matrix.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class UpdateSampler:
         dtype: torch.dtype = torch.float32,
         limit: int = 1024,
         sizes: Sequence[int] | None = None,
+        starts: Sequence[int] = (),
     ) -> None:
         total = sum(shape.numel() for shape in shapes)
         self.runs = runs
@@ -68,17 +72,26 @@ class UpdateSampler:
         self._segments = [(int(offsets[i]), int(offsets[i + 1])) for i in matrices]
         self._segment_floor = np.array([[sizes[i] * WEIGHT_FLOOR**2] for i in matrices])
         self._uniform = all(k == 1 for k in self.strides)
+        columns = [torch.arange(a, a + k * n, k) for a, k, n in zip(starts, self.strides, self.counts, strict=False)]
+        self._columns = torch.cat(columns).to(self.device) if columns else None
         self._before: Tensor | None = None
         self._gradient: Tensor | None = None
         self._previous: Tensor | None = None
         self._samples: list[tuple[Tensor, Tensor]] = []
 
-    def gather(self, tensors: Sequence[Optional]) -> Tensor:
-        """The sampled coordinates of ``tensors``, each (N, ...) or None for zeros: shape (N, S).
+    def gather(self, tensors: Tensors) -> Tensor:
+        """The sampled coordinates of ``tensors``: shape (N, S).
 
         Each is multiplied by the square root of the share it stands for, so that plain sums of products estimate those
         over all coordinates.
+
+        Args:
+            tensors: Each (N, ...) or None for zeros; or one matrix (N, columns) that holds them as ``starts`` says.
         """
+        if isinstance(tensors, Tensor):
+            assert self._columns is not None
+            values = tensors.detach().index_select(1, self._columns).to(self.device, self.dtype)
+            return values if self._uniform else values.mul_(self._root)
         if self.runs == 1:
             return self._gather_single(tensors)
         parts = []
@@ -106,19 +119,19 @@ class UpdateSampler:
         values = torch.cat(parts) if parts else torch.zeros(0, dtype=self.dtype)
         return (values if self._uniform else values * self._root).unsqueeze(0)
 
-    def norms(self, tensors: Sequence[Optional]) -> Tensor:
+    def norms(self, tensors: Tensors) -> Tensor:
         """Euclidean norm of each run's tensors, estimated from the sample: shape (N,)."""
         norms: Tensor = torch.linalg.vector_norm(self.gather(tensors), dim=1)
         return norms
 
-    def before(self, parameters: Sequence[Tensor], gradients: Sequence[Optional], *, scale: Optional = None) -> None:
+    def before(self, parameters: Tensors, gradients: Tensors, *, scale: Optional = None) -> None:
         """Call with the gradients in place, just before the optimizer's update; they are divided by ``scale``."""
         self._before = self.gather(parameters)
         self._gradient = self.gather(gradients)
         if scale is not None:
             self._gradient = self._gradient / scale.to(self._gradient.device)
 
-    def after(self, parameters: Sequence[Tensor]) -> None:
+    def after(self, parameters: Tensors) -> None:
         """Call just after the update: adds one sample (nothing when ``before`` was not called)."""
         if self._before is None or self._gradient is None:
             return

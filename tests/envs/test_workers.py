@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlrate.envs import TrainingConfig, TrainingVectorEnv, make_workload
+from rlrate.envs.processes import process_context
 from rlrate.envs.workers import HOSTS, Draws, LocalHost, ProcessHost, spread
 from rlrate.errors import ConfigError, RlrateError, WorkloadError
 
@@ -30,6 +33,16 @@ def host() -> Iterator[ProcessHost]:
     yield host
     host.close()
     assert not multiprocessing.active_children()
+
+
+def test_a_process_begins_anew() -> None:
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        with ProcessPoolExecutor(1, process_context()) as pool:
+            assert pool.submit(torch.get_default_dtype).result() == usual
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def kill(host: ProcessHost) -> None:

@@ -68,6 +68,23 @@ def test_norms_of_a_small_model_are_exact() -> None:
     np.testing.assert_allclose(sampler(3).norms(weights), flat(weights).norm(dim=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("limit", [10**9, 40])
+def test_parts_of_one_matrix_are_measured_as_separate_tensors_are(limit: int) -> None:
+    sizes = [math.prod(shape) for shape in SHAPES]
+    starts = [3, 100, 50, 120]  # in any order, with gaps
+    rows = torch.randn(2, 160)
+    parts = [rows[:, a : a + size].view(2, *shape) for a, size, shape in zip(starts, sizes, SHAPES, strict=True)]
+    one, other = sampler(2, limit=limit, starts=starts), sampler(2, limit=limit)
+    gradients = tensors(2)
+    one.before(rows, gradients)
+    other.before(parts, gradients)
+    rows += 0.01 * torch.randn(2, 160)
+    one.after(rows)
+    other.after(parts)
+    np.testing.assert_array_equal(one.collect(), other.collect())
+    assert torch.equal(one.norms(rows), other.norms(parts))
+
+
 def test_collecting_empties_and_forgets_the_last_gradient() -> None:
     watch, weights = sampler(), tensors(1)
     for _ in range(2):
