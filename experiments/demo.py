@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ import rlrate
 from rlrate.agents import Recipe, train
 from rlrate.envs import Workload, make_optimizer, make_workload
 from rlrate.envs.plain import plain_run
+from rlrate.envs.processes import process_context
 from rlrate.envs.training import Draw
 from rlrate.experiments.compare import REPORT_SEED, Comparison, compare, peak_grid
 from rlrate.experiments.runs import run_schedules
@@ -54,24 +58,25 @@ def main(out: Path = Path("runs/demo")) -> None:
         f"PPO learns to set learning rates on {families} (synthetic and real data): "
         f"{recipe.iterations} rollouts of {recipe.runs} networks. No convolutional network is among them."
     )
-    path = _train(recipe, out)
+    workers = os.cpu_count() or 1
+    path = _train(recipe, out, workers)
     controller = rlrate.Controller.load(path)
     console.print(f"exported: {path} ({path.stat().st_size / 1024:.0f} KiB)")
     console.rule("2  apply it in a plain loop, whatever learning rate was given")
-    losses = _starts(controller)
+    losses = _starts(controller, workers)
     console.rule("3  compare it with hand-tuned schedules")
     console.print(
         f"{WORKLOAD} (never trained on), {STEPS} updates; every schedule at the best of 9 peak rates, chosen on 2 "
         "other seeds"
     )
-    comparison = _compare(controller, out)
+    comparison = _compare(controller, out, workers)
     console.print(comparison.table())
     _verdict(comparison, losses)
     console.print(f"table and curves: {out / 'comparison'}/results.json, *.png")
     console.print(f"whole demo after installation: {time.perf_counter() - begun:.0f} s")
 
 
-def _train(recipe: Recipe, out: Path) -> Path:
+def _train(recipe: Recipe, out: Path, workers: int) -> Path:
     with _progress() as bar:
         task = bar.add_task("training", total=recipe.iterations, note="")
 
@@ -79,25 +84,22 @@ def _train(recipe: Recipe, out: Path) -> Path:
             note = f"mean log improvement {row['return_mean']:.2f}" if done else f"imitating {row['imitation']:.0%}"
             bar.update(task, completed=done, note=note)
 
-        return train(recipe, out / "training", workers=os.cpu_count() or 1, progress=report)
+        return train(recipe, out / "training", workers=workers, progress=report)
 
 
-def _starts(controller: rlrate.Controller) -> Losses:
+def _starts(controller: rlrate.Controller, workers: int) -> Losses:
     """Final held-out loss of plain torch loops, given learning rates from 1e-7 to 10."""
-    workload = make_workload(WORKLOAD, np.random.default_rng(0))
+    given = np.logspace(-7, 1, STARTS).tolist()
     losses = []
-    with _progress() as bar:
+    with _progress() as bar, ProcessPoolExecutor(workers, process_context(), initializer=_alone) as pool:
         task = bar.add_task("plain loops", total=STARTS, note="")
-        for index, given in enumerate(np.logspace(-7, 1, STARTS)):
-            run = plain_run(workload, make_optimizer("adam"), REPORT_SEED + index % 5)
-            run.optimizer.param_groups[0]["lr"] = float(given)
-            scheduler = rlrate.LearnedLR(run.optimizer, total_steps=STEPS, controller=controller)
-            for _ in range(STEPS):
-                loss = run.backward()
-                run.optimizer.step()
-                scheduler.step(loss)
-            losses.append(_heldout(run.model, workload))
-            bar.update(task, completed=index + 1, note=f"given {given:.1e}")
+        try:
+            for rate, loss in zip(given, pool.map(partial(_start, controller), range(STARTS), given), strict=True):
+                losses.append(loss)
+                bar.update(task, completed=len(losses), note=f"given {rate:.1e}")
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
     result = np.array(losses)
     broken = int((~np.isfinite(result)).sum())
     finite = result[np.isfinite(result)]
@@ -108,6 +110,24 @@ def _starts(controller: rlrate.Controller) -> Losses:
     return result
 
 
+def _alone() -> None:
+    """One thread for each process; Ctrl-C is for the first of them, which ends the others."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _start(controller: rlrate.Controller, index: int, given: float) -> float:
+    workload = make_workload(WORKLOAD, np.random.default_rng(0))
+    run = plain_run(workload, make_optimizer("adam"), REPORT_SEED + index % 5)
+    run.optimizer.param_groups[0]["lr"] = given
+    scheduler = rlrate.LearnedLR(run.optimizer, total_steps=STEPS, controller=controller)
+    for _ in range(STEPS):
+        loss = run.backward()
+        run.optimizer.step()
+        scheduler.step(loss)
+    return _heldout(run.model, workload)
+
+
 def _heldout(model: nn.Module, workload: Workload) -> float:
     inputs, targets = workload.heldout
     model.eval()
@@ -115,7 +135,7 @@ def _heldout(model: nn.Module, workload: Workload) -> float:
         return float(workload.loss(model(inputs), targets))
 
 
-def _compare(controller: rlrate.Controller, out: Path) -> Comparison:
+def _compare(controller: rlrate.Controller, out: Path, workers: int) -> Comparison:
     with _progress() as bar:
         task = bar.add_task("comparing", total=1, note="")
 
@@ -129,7 +149,7 @@ def _compare(controller: rlrate.Controller, out: Path) -> Comparison:
             controller=controller,
             schedules=SCHEDULES,
             out=out / "comparison",
-            workers=os.cpu_count() or 1,
+            workers=workers,
             progress=report,
         )
 

@@ -215,7 +215,10 @@ assert Killing.killed and not ray.is_initialized()
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
-def test_ray_gives_the_same_table_also_when_an_actor_is_killed(whole: Results, tmp_path: Path) -> None:
+def test_ray_gives_the_same_table_also_when_an_actor_is_killed(
+    whole: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests it would hardly get on
     script = [sys.executable, "-c", RAY, str(tmp_path), str(Path(__file__).parent)]
     subprocess.run(script, check=True, timeout=300)
     assert table(load(tmp_path)) == table(whole)
