@@ -107,8 +107,8 @@ def environment_overhead(*, networks: int = 64, repeats: int = 5) -> dict[str, A
     """Measure the share of the environment's time that is not its population's training steps.
 
     Each step of the batched environment (64-64-10 MLP, Adam) is followed by as many bare training steps of a population
-    alike: statistics, signals, actions and held-out losses make the difference. They alternate so closely as the speed
-    of a shared machine changes within an episode.
+    alike: statistics, signals, actions and held-out losses make the difference. They alternate that closely because the
+    speed of a shared machine changes within an episode.
 
     Args:
         networks: Runs of the environment.
