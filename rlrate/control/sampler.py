@@ -72,8 +72,10 @@ class UpdateSampler:
         self._segments = [(int(offsets[i]), int(offsets[i + 1])) for i in matrices]
         self._segment_floor = np.array([[sizes[i] * WEIGHT_FLOOR**2] for i in matrices])
         self._uniform = all(k == 1 for k in self.strides)
-        columns = [torch.arange(a, a + k * n, k) for a, k, n in zip(starts, self.strides, self.counts, strict=False)]
-        self._columns = torch.cat(columns).to(self.device) if columns else None
+        self._columns: Optional = None
+        if starts:
+            parts = zip(starts, self.strides, self.counts, strict=True)
+            self._columns = torch.cat([torch.arange(a, a + k * n, k) for a, k, n in parts]).to(self.device)
         self._before: Tensor | None = None
         self._gradient: Tensor | None = None
         self._previous: Tensor | None = None
