@@ -54,8 +54,8 @@ class HeldNoisePolicy(ActorCriticPolicy):
         distribution = self.get_distribution(obs)
         assert isinstance(distribution, DiagGaussianDistribution)
         noise = self.noise(len(actions))
+        actions = self.agreed(actions) + noise
         self.decisions += 1
-        actions = actions + noise
         return actions, self.marks(values, noise), distribution.log_prob(actions)
 
     def noise(self, runs: int) -> torch.Tensor:
@@ -63,6 +63,10 @@ class HeldNoisePolicy(ActorCriticPolicy):
         if self.decisions % self.hold == 0:
             self._noise = torch.randn(runs, 1)
         return self.log_std.exp() * self._noise
+
+    def agreed(self, actions: torch.Tensor) -> torch.Tensor:
+        """The policy's answers, (N, 1), as the runs follow them."""
+        return actions
 
     def marks(self, values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """What the buffer is told beside actions, in the place of values."""
@@ -132,6 +136,11 @@ class BranchingPolicy(HeldNoisePolicy):
             self._part(runs // self.siblings)
         apart = (self.decisions >= self._begin) & (self.decisions < self._end)
         return torch.where(apart, self._noise, 0.0)
+
+    def agreed(self, actions: torch.Tensor) -> torch.Tensor:
+        """Until siblings part, the first one's answer: rows of a product may differ in their last digits."""
+        first = actions[:: self.siblings].repeat_interleave(self.siblings, dim=0)
+        return torch.where(self.decisions < self._begin, first, actions)
 
     def marks(self, values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """1 where siblings differ, as nothing else is learnt from."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rlrate.control import LIMIT, Action, ControlSpec
 from rlrate.envs.training import TrainingConfig, TrainingRuns
-from rlrate.envs.workers import HOSTS, DrawState, Host, check_backend, check_portable, facts, spread
+from rlrate.envs.workers import HOSTS, DrawState, Host, check_backend, check_portable, spread
 from rlrate.errors import ConfigError
 
 Array = NDArray[np.float64]
@@ -151,7 +151,7 @@ class TrainingEnv(gymnasium.Env[NDArray[np.float32], Any]):
 
     def _info(self) -> dict[str, Any]:
         assert self.runs is not None
-        info = {name: values[0].item() for name, values in facts(self.runs).items()}
+        info = {name: values[0].item() for name, values in self.runs.facts().items()}
         if math.isnan(info["heldout_accuracy"]):  # not a workload of classes, or between the ends
             del info["heldout_accuracy"]
         return info

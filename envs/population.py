@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlrate.envs.chunks import Chunk, Layout, copied, is_rows
 from rlrate.envs.forward import Forward
 from rlrate.envs.optimizers import OPTIMIZERS, OptimizerSpec
 from rlrate.envs.replica import Replica
@@ -21,9 +23,6 @@ __all__ = ["Population"]
 #: Numbers that a chunk of networks may touch in a training step: a few MiB, so that weights,
 #: gradients, optimizer state and activations of the chunk at work stay in the processor's caches.
 CHUNK_NUMBERS = 1_300_000
-
-#: Numbers from which on a parameter of one network is large: its gradient is not copied.
-LARGE = 2048
 
 #: Held-out examples that go through the networks at once.
 EVALUATION_EXAMPLES = 256
@@ -82,7 +81,7 @@ class Population:
                     f"{workload.name}: make_model() gave networks of different shapes; draw the "
                     "architecture in the factory, so that it is the same for every seed."
                 )
-        self._layout = _Layout(shapes)
+        self._layout = Layout(shapes)
         self.rows = torch.zeros(self.size, self._layout.width, dtype=dtype)
         self.starts = self._layout.starts
         self.parameters = self._layout.views(self.rows)
@@ -98,11 +97,25 @@ class Population:
         self._losses = torch.zeros(self.size, dtype=dtype)
         self._decoupled = OPTIMIZERS[optimizer.name].decoupled
         self._decay = float(optimizer.settings.get("weight_decay", 1e-2 if self._decoupled else 0))
-        bounds = _bounds(self.size, self._layout.width + self._forward.activations)
-        # One for all chunks, which update in turn: it stays in the cache.
-        rows = max(b - a for a, b in pairwise(bounds))
-        scratch = [torch.zeros(rows, stop - start, dtype=dtype) for start, stop in self._layout.blocks]
-        self._chunks = [_Chunk(self, slice(a, b), self._layout, scratch) for a, b in pairwise(bounds)]
+        self._chunks = self._cut()
+
+    def take(self, rows: Sequence[int]) -> Population:
+        """Copies of the networks ``rows``, which go on by themselves; each may be taken several times.
+
+        To be called after `update`, before `backward`.
+        """
+        other, index = copy.copy(self), torch.tensor(rows)
+        other.size = len(rows)
+        other.rows = self.rows[index]
+        other.parameters = self._layout.views(other.rows)
+        other.buffers = {name: value[index] for name, value in self.buffers.items()}
+        other._batches = self._batches.take(rows)
+        other._noise = [self._noise[row].clone_state() for row in rows]
+        other._losses = self._losses[index]
+        other._chunks = other._cut()
+        saved = self._optimizer_state()
+        other._load_optimizer({"rows": {k: v[index] for k, v in saved["rows"].items()}, "shared": saved["shared"]})
+        return other
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -178,13 +191,10 @@ class Population:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a bit-equal continuation needs; take it after `update`, before `backward`."""
-        states = [chunk.state() for chunk in self._chunks]
-        rows = {key: torch.cat([state[key] for state in states]) for key, value in states[0].items() if _is_rows(value)}
-        shared = {key: _copy(v) for key, v in states[0].items() if not _is_rows(v)}
         return {
             "weights": self.rows.clone(),
             "buffers": {name: value.clone() for name, value in self.buffers.items()},
-            "optimizer": {"rows": rows, "shared": shared},
+            "optimizer": self._optimizer_state(),
             "batches": self._batches.state_dict(),
             "noise": [generator.get_state() for generator in self._noise],
         }
@@ -203,168 +213,35 @@ class Population:
         self.rows.copy_(state["weights"])
         for name, value in state["buffers"].items():
             self.buffers[name].copy_(value)
-        saved = state["optimizer"]
-        for chunk in self._chunks:
-            chunk.load(
-                {k: v[chunk.rows].clone() for k, v in saved["rows"].items()}
-                | {k: _copy(v) for k, v in saved["shared"].items()}
-            )
+        self._load_optimizer(state["optimizer"])
         self._batches.load_state_dict(state["batches"])
         for generator, value in zip(self._noise, state["noise"], strict=True):
             generator.set_state(value)
 
+    def _optimizer_state(self) -> dict[str, dict[str, Any]]:
+        states = [chunk.state() for chunk in self._chunks]
+        rows = {key: torch.cat([state[key] for state in states]) for key, value in states[0].items() if is_rows(value)}
+        return {"rows": rows, "shared": {key: copied(v) for key, v in states[0].items() if not is_rows(v)}}
+
+    def _load_optimizer(self, saved: dict[str, dict[str, Any]]) -> None:
+        for chunk in self._chunks:
+            chunk.load(
+                {k: v[chunk.rows].clone() for k, v in saved["rows"].items()}
+                | {k: copied(v) for k, v in saved["shared"].items()}
+            )
+
+    def _cut(self) -> list[Chunk]:
+        bounds = _bounds(self.size, self._layout.width + self._forward.activations)
+        # One for all chunks, which update in turn: it stays in the cache.
+        rows = max(b - a for a, b in pairwise(bounds))
+        scratch = [torch.zeros(rows, stop - start, dtype=self.dtype) for start, stop in self._layout.blocks]
+        return [Chunk(self.rows, slice(a, b), self._layout, scratch, self.optimizer) for a, b in pairwise(bounds)]
+
     def _buffer_rows(self, rows: slice) -> list[Tensor]:
         return [value[rows] for value in self.buffers.values()]
-
-
-class _Layout:
-    """Where each parameter lies in a row of weights: small ones first, then the large ones.
-
-    The small parameters make one block, whose gradients are copied together; each large one is a block
-    of its own, whose gradient is used where autograd left it, as copying it would cost memory traffic.
-
-    Attributes:
-        width: Numbers in a row.
-        blocks: First and last (exclusive) column of each block.
-        large: Parameter of each block but the first ``len(blocks) - len(large)``.
-    """
-
-    def __init__(self, shapes: Sequence[torch.Size]) -> None:
-        self.shapes = list(shapes)
-        self.large = [i for i, shape in enumerate(shapes) if shape.numel() >= LARGE]
-        self.small = [i for i, shape in enumerate(shapes) if shape.numel() < LARGE]
-        self.starts = [0] * len(shapes)
-        self.width = 0
-        self.blocks: list[tuple[int, int]] = []
-        for index in self.small + self.large:
-            self.starts[index] = self.width
-            stop = self.width + shapes[index].numel()
-            if index in self.large:
-                self.blocks.append((self.width, stop))
-            self.width += -(-shapes[index].numel() // 16) * 16  # keeps rows aligned
-            if self.small and index == self.small[-1]:
-                self.blocks.append((0, self.width))
-
-    def views(self, rows: Tensor) -> list[Tensor]:
-        """Rows (n, width) as parameters, each (n, *shape)."""
-        return [
-            rows[:, start : start + shape.numel()].view(len(rows), *shape)
-            for start, shape in zip(self.starts, self.shapes, strict=True)
-        ]
-
-
-class _Chunk:
-    """Some rows of a population, which are processed together."""
-
-    def __init__(self, owner: Population, rows: slice, layout: _Layout, scratch: list[Tensor]) -> None:
-        self.rows, self._layout = rows, layout
-        self.weights = owner.rows[rows]
-        self.leaves = [view.detach().requires_grad_() for view in layout.views(self.weights)]
-        self._unused = [False] * len(self.leaves)
-        self._weights = [self.weights[:, start:stop] for start, stop in layout.blocks]
-        self._displacements = [block[: len(self.weights)].detach() for block in scratch]
-        self._packed: list[Tensor] = []
-        if layout.small:
-            self._displacements[0].grad = packed = torch.zeros_like(self._displacements[0])
-            self._packed = [
-                packed[:, layout.starts[i] : layout.starts[i] + layout.shapes[i].numel()].view(
-                    len(packed), *layout.shapes[i]
-                )
-                for i in layout.small
-            ]
-        self._large = list(zip(layout.large, self._displacements[bool(layout.small) :], strict=True))
-        spec = owner.optimizer
-        overrides: dict[str, Any] = {"weight_decay": 0.0}
-        if OPTIMIZERS[spec.name].fused and not {"foreach", "fused", "differentiable"} & set(spec.kwargs):
-            overrides["fused"] = True
-        self._optimizer = spec.build(self._displacements, 1.0, **overrides)
-
-    def keep(self, grads: Sequence[Tensor | None]) -> None:
-        """Store the gradients; None, for a parameter the loss does not depend on, as zero."""
-        self._unused = [grad is None for grad in grads]
-        if any(self._unused):
-            grads = [
-                torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(grads, self.leaves, strict=True)
-            ]
-        if self._packed:
-            torch._foreach_copy_(self._packed, [grads[i] for i in self._layout.small])  # type: ignore[misc]
-        for index, displacement in self._large:
-            grad = grads[index]
-            assert grad is not None
-            displacement.grad = grad.reshape(displacement.shape).contiguous()
-
-    def gradients(self) -> list[Tensor]:
-        """What `keep` stored, each (n, *shape)."""
-        stacks = dict(zip(self._layout.small, self._packed, strict=True))
-        for index, displacement in self._large:
-            assert displacement.grad is not None
-            stacks[index] = displacement.grad.view(-1, *self._layout.shapes[index])
-        return [stacks[i] for i in range(len(stacks))]
-
-    def displace(self) -> None:
-        self._optimizer.step()
-        for _, displacement in self._large:
-            displacement.grad = None  # the next gradient then takes its place in memory, and in the cache
-
-    def decay_gradients(self, decay: float) -> None:
-        if self._packed and not any(self._unused):
-            packed = self._displacements[0].grad
-            assert packed is not None
-            packed.add_(self._weights[0], alpha=decay)
-        else:
-            for index, own in zip(self._layout.small, self._packed, strict=True):
-                if not self._unused[index]:  # torch skips parameters without a gradient altogether
-                    own.add_(self.leaves[index].detach(), alpha=decay)
-        for index, displacement in self._large:
-            if not self._unused[index]:
-                assert displacement.grad is not None
-                # Not in place: autograd may have given two parameters one gradient.
-                displacement.grad = torch.add(displacement.grad, self.leaves[index].detach().flatten(1), alpha=decay)
-
-    def decay_weights(self, factor: Tensor) -> None:
-        if not any(self._unused):
-            self.weights.mul_(factor)
-            return
-        for leaf, unused in zip(self.leaves, self._unused, strict=True):
-            if not unused:
-                leaf.detach().mul_(factor.view(-1, *[1] * (leaf.ndim - 1)))
-
-    def move(self, rate: Tensor) -> None:
-        for weights, displacement in zip(self._weights, self._displacements, strict=True):
-            weights.addcmul_(displacement, rate)
-            displacement.zero_()
-
-    def state(self) -> dict[str, Any]:
-        """The optimizer's state, what belongs to weights as rows of the same layout."""
-        states = [self._optimizer.state[displacement] for displacement in self._displacements]
-        return {
-            key: self._rows([state[key] for state in states]) if _is_rows(value) else value
-            for key, value in states[0].items()
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        for (start, stop), displacement in zip(self._layout.blocks, self._displacements, strict=True):
-            self._optimizer.state[displacement] = {
-                key: value[:, start:stop].contiguous() if _is_rows(value) else _copy(value)
-                for key, value in state.items()
-            }
-
-    def _rows(self, blocks: list[Tensor]) -> Tensor:
-        rows = torch.zeros_like(self.weights)
-        for (start, stop), block in zip(self._layout.blocks, blocks, strict=True):
-            rows[:, start:stop] = block
-        return rows
 
 
 def _bounds(size: int, numbers: int) -> list[int]:
     """Where to cut ``size`` networks, each touching ``numbers`` numbers, into equal chunks."""
     chunks = min(size, max(1, round(size * numbers / CHUNK_NUMBERS)))
     return [round(k * size / chunks) for k in range(chunks + 1)]
-
-
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 2
-
-
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value

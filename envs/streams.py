@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,6 +64,14 @@ class Batches:
             self._draw()
         self._next += 1
         return self._block[self._next - 1]
+
+    def take(self, rows: Sequence[int]) -> Batches:
+        """Copies of the orders ``rows``, which go on by themselves; each may be taken several times."""
+        other = copy.copy(self)
+        other._generators = [copy.deepcopy(self._generators[row]) for row in rows]
+        other._rest = self._rest[list(rows)]
+        other._block, other._next = self._block[self._next :, list(rows)], 0
+        return other
 
     def _draw(self) -> None:
         runs, size = len(self._generators), self.batch_size

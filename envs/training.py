@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,14 +159,7 @@ class TrainingRuns:
         self.size = len(seeds)
         dtype = torch.float64 if config.dtype == "float64" else torch.float32
         self.population = Population(draw.workload, draw.optimizer, seeds, dtype=dtype)
-        parameters = self.population.parameters
-        self._sampler = UpdateSampler(
-            [p.shape[1:] for p in parameters],
-            self.size,
-            dtype=dtype,
-            device=parameters[0].device,
-            starts=self.population.starts,
-        )
+        self._sampler = _sampler_of(self.population)
         self.control = RateControl(
             config.spec,
             self.size,
@@ -198,6 +192,23 @@ class TrainingRuns:
             if config.validation > 0.0
             else None,
         )
+
+    def take(self, runs: Sequence[int] | NDArray[np.int_]) -> TrainingRuns:
+        """Copies of ``runs``, by their number, which go on by themselves; each may be taken several times.
+
+        To be called at a decision, or before the first update.
+        """
+        rows = np.asarray(runs)
+        other = copy.copy(self)
+        other.size, other.seeds = len(rows), tuple(self.seeds[row] for row in rows)
+        other.population = self.population.take(rows.tolist())
+        other.control = self.control.take(rows)
+        other._sampler = _sampler_of(other.population)
+        measured = ("diverged", "train_loss", "heldout_loss", "heldout_accuracy", "improvement", "_first")
+        for name in ("validated", *measured):
+            setattr(other, name, getattr(self, name)[rows])
+        other._waiting = []
+        return other
 
     @property
     def done(self) -> bool:
@@ -259,6 +270,21 @@ class TrainingRuns:
             self._waiting.clear()
         return values
 
+    def facts(self) -> dict[str, NDArray[Any]]:
+        """What the infos of an environment tell of each run, as arrays of shape (N,)."""
+        return {
+            "updates": np.full(self.size, self.control.updates),
+            "steps": np.full(self.size, self.draw.steps),
+            "lr": np.array(self.rates),
+            "train_loss": np.array(self.train_loss),
+            "heldout_loss": np.array(self.heldout_loss),
+            "heldout_accuracy": np.array(self.heldout_accuracy),
+            "improvement": np.array(self.improvement),
+            "diverged": self.diverged.copy(),
+            "cuts": self.control.interventions["cut"].copy(),
+            "caps": self.control.interventions["cap"].copy(),
+        }
+
     def validate(self) -> Array | None:
         """Shows the control the validation losses that are due before it observes.
 
@@ -312,6 +338,17 @@ class TrainingRuns:
         value = np.where(self.diverged | ~np.isfinite(value), WORST, value)
         # About a nat more than a positive loss can earn, for losses that go below zero.
         return np.clip(value, WORST, 8.0 - math.log(self.config.reward_floor / 1e-3))
+
+
+def _sampler_of(population: Population) -> UpdateSampler:
+    parameters = population.parameters
+    return UpdateSampler(
+        [p.shape[1:] for p in parameters],
+        population.size,
+        dtype=population.dtype,
+        device=parameters[0].device,
+        starts=population.starts,
+    )
 
 
 def _pair(value: Any) -> tuple[Any, Any]:

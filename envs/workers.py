@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from rlrate.envs.processes import process_context
-from rlrate.envs.training import TrainingConfig, TrainingRuns
+from rlrate.envs.siblings import SiblingRuns
+from rlrate.envs.training import TrainingConfig
 from rlrate.errors import ConfigError, RlrateError, unknown_name
 
 Array = NDArray[np.float64]
@@ -32,7 +33,7 @@ class DrawState:
         observation: At the decision that is due, float32, shape (runs, signals).
         reward: Of the step that led here, shape (runs,); zeros at the beginning.
         done: Whether the budget is spent.
-        facts: Of each run, by name; see :func:`facts`.
+        facts: Of each run, by name; see :meth:`rlrate.envs.TrainingRuns.facts`.
         family: Workload family of the draw.
         cost: Estimate of the seconds that the whole budget takes; known at the beginning only, and of no consequence
             for anything but where the draw is trained.
@@ -46,40 +47,23 @@ class DrawState:
     cost: float = 0.0
 
 
-def facts(runs: TrainingRuns) -> dict[str, NDArray[Any]]:
-    """What the infos of an environment tell of each run, as arrays of shape (N,)."""
-    size = runs.size
-    return {
-        "updates": np.full(size, runs.control.updates),
-        "steps": np.full(size, runs.draw.steps),
-        "lr": np.array(runs.rates),
-        "train_loss": np.array(runs.train_loss),
-        "heldout_loss": np.array(runs.heldout_loss),
-        "heldout_accuracy": np.array(runs.heldout_accuracy),
-        "improvement": np.array(runs.improvement),
-        "diverged": runs.diverged.copy(),
-        "cuts": runs.control.interventions["cut"].copy(),
-        "caps": runs.control.interventions["cap"].copy(),
-    }
-
-
 class Draws:
     """Several draws, trained one after another in this process."""
 
     def __init__(self, config: TrainingConfig, runs: int) -> None:
         self._config = config
         self._members = range(runs)
-        self._populations: dict[int, TrainingRuns] = {}
+        self._populations: dict[int, SiblingRuns] = {}
 
     def begin(self, seeds: Mapping[int, Seed]) -> dict[int, DrawState]:
         """Draws anew, by index of the draw, and trains to the first decision."""
         states = {}
         for index, seed in seeds.items():
             self._populations.pop(index, None)
-            runs = self._populations[index] = TrainingRuns.sample(self._config, seed, self._members)
+            runs = self._populations[index] = SiblingRuns.sample(self._config, seed, self._members)
             before = time.perf_counter()
             observation = runs.begin()
-            cost = (time.perf_counter() - before) / max(runs.control.updates, 1) * runs.draw.steps
+            cost = (time.perf_counter() - before) / max(runs.updates, 1) * runs.draw.steps
             states[index] = replace(self._state(runs, observation, np.zeros(runs.size)), cost=cost)
         return states
 
@@ -106,8 +90,8 @@ class Draws:
         return states
 
     @staticmethod
-    def _state(runs: TrainingRuns, observation: NDArray[np.float32], reward: Array) -> DrawState:
-        return DrawState(observation, reward, runs.done, facts(runs), runs.draw.workload.family)
+    def _state(runs: SiblingRuns, observation: NDArray[np.float32], reward: Array) -> DrawState:
+        return DrawState(observation, reward, runs.done, runs.facts(), runs.draw.workload.family)
 
 
 class Host(Protocol):
