@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlrate.control import ControlSpec, RateControl, UpdateSampler
+from rlrate.control.copies import copies
 from rlrate.envs.optimizers import OPTIMIZERS, OptimizerSpec, make_optimizer
 from rlrate.envs.population import Population
 from rlrate.envs.workload import Workload
@@ -202,7 +203,7 @@ class TrainingRuns:
         other = copy.copy(self)
         other.size, other.seeds = len(rows), tuple(self.seeds[row] for row in rows)
         other.population = self.population.take(rows.tolist())
-        other.control = self.control.take(rows)
+        other.control = copies(self.control, rows)
         other._sampler = _sampler_of(other.population)
         measured = ("diverged", "train_loss", "heldout_loss", "heldout_accuracy", "improvement", "_first")
         for name in ("validated", *measured):

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rlrate.control import single
@@ -15,7 +14,7 @@ from rlrate.control.action import SpikeGuard
 from rlrate.control.horizon import Horizon
 from rlrate.control.signals import Interval, Signals
 from rlrate.control.spec import ControlSpec
-from rlrate.control.state import dump, restore, select
+from rlrate.control.state import dump, restore
 from rlrate.control.trend import LossTrend
 
 Array = NDArray[np.float64]
@@ -294,21 +293,6 @@ class RateControl:
     def anneal(self, steps: int) -> None:
         """Brings the rates down to zero over the next ``steps`` updates, at least 1, instead of what was planned."""
         self.horizon.anneal(self.updates, steps, self._next)
-
-    def take(self, runs: NDArray[np.int_]) -> RateControl:
-        """Copies of ``runs``, by their number, which go on by themselves; each may be taken several times."""
-        other = RateControl(
-            self.spec,
-            len(runs),
-            self.total_steps,
-            given=self._base[runs],
-            start=None if self.start is None else self.start[runs],
-            min_rate=self.min_rate,
-            max_rate=self.max_rate,
-            blind=self.blind[runs],
-        )
-        other.load_state_dict(select(self.state_dict(), torch.from_numpy(runs)))
-        return other
 
     # State --------------------------------------------------------------------------------------------
 

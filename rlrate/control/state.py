@@ -38,15 +38,6 @@ def restore(owner: object, names: Iterable[str], state: object) -> None:
         setattr(owner, name, value)
 
 
-def select(value: Any, runs: Tensor) -> Any:
-    """A packed state of ``runs`` alone, by their number: tensors have the runs as their last axis."""
-    if isinstance(value, Tensor):
-        return value[..., runs]
-    if isinstance(value, dict):
-        return {key: select(entry, runs) for key, entry in value.items()}
-    return [select(entry, runs) for entry in value] if isinstance(value, list) else value
-
-
 def pack(value: Any) -> Any:
     """Arrays become tensors, at any depth."""
     if isinstance(value, np.ndarray):
