@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-# Trains with two actors; trains again, and kills one in the second rollout while it works; before and after
-# asks of a cluster what it cannot give.
+# Trains with two actors, and kills one in the second rollout while it works; before and after asks of a cluster what it
+# cannot give.
 SCRIPT = """
 import json, os, signal, sys
 import ray
@@ -50,7 +50,6 @@ assert "cannot join the Ray cluster at RAY_ADDRESS=127.0.0.1:1" in error, error
 assert not os.path.exists(out + "/none")
 del os.environ["RAY_ADDRESS"]
 cluster.join(2)
-train(recipe, out + "/whole", workers=2, backend="ray")
 cluster.RayHost = Killing
 train(recipe, out + "/killed", workers=2, backend="ray")
 assert Killing.killed and Killing.calls > 31
@@ -73,6 +72,4 @@ def test_ray_gives_the_same_controller_also_when_an_actor_is_killed(
     monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests it would hardly get on
     subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), json.dumps(tiny)], check=True, timeout=300)
     for name in ("controller.safetensors", "progress.csv"):
-        expected = (trained / name).read_bytes()
-        assert (tmp_path / "whole" / name).read_bytes() == expected
-        assert (tmp_path / "killed" / name).read_bytes() == expected
+        assert (tmp_path / "killed" / name).read_bytes() == (trained / name).read_bytes()

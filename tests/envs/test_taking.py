@@ -75,7 +75,7 @@ DRAWN: dict[str, Any] = {
 }
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(
     seed=st.integers(0, 999),
     # For each decision and run a number; what siblings have alike lets them be one network.

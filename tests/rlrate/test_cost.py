@@ -78,9 +78,19 @@ class Accelerator(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def device_run(
-    controller: Controller, steps: int, *, scaler: bool, tensor_lr: bool, bad: int = -1, factor: float = math.nan
+    controller: Controller,
+    steps: int,
+    *,
+    scaler: bool,
+    tensor_lr: bool,
+    bad: int = -1,
+    factor: float = math.nan,
+    made: int | None = None,
 ) -> tuple[list[int], LearnedLR]:
-    """How often the host waited at each update of a run whose weights and losses are on an accelerator."""
+    """How often the host waited at each update of a run whose weights and losses are on an accelerator.
+
+    Of ``steps`` updates ``made`` are made, by default all.
+    """
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(50, 8, generator=generator)
     waits = []
@@ -89,7 +99,7 @@ def device_run(
         lr: Any = Elsewhere(torch.tensor(0.1)) if tensor_lr else 0.1
         optimizer = torch.optim.SGD([weight], lr=lr, foreach=False)
         scheduler = LearnedLR(optimizer, steps, controller)
-        for step in range(steps):
+        for step in range(steps if made is None else made):
             weight.grad = weight + 0.1 * Elsewhere(torch.randn(50, 8, generator=generator))
             loss = weight.square().mean() * (factor if step == bad else 1.0)
             if scaler:  # as GradScaler does with a fused optimizer
@@ -117,7 +127,9 @@ def test_an_accelerator_is_waited_for_at_decisions_only(scaler: bool, tensor_lr:
 
 
 def test_on_an_accelerator_the_guard_cuts_soon(make_controller: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits, scheduler = device_run(make_controller(ControlSpec()), 4000, scaler=False, tensor_lr=False, bad=3010)
+    waits, scheduler = device_run(
+        make_controller(ControlSpec()), 4000, scaler=False, tensor_lr=False, bad=3010, made=3060
+    )
     assert scheduler.report().cuts == 1
     assert not any(waits[3000:3040])
 
@@ -126,7 +138,7 @@ def test_on_an_accelerator_a_loss_raises_an_alarm_when_it_arrives(make_controlle
     cuts = {}
     for alarm in (None, 10.0):
         spec = ControlSpec(action=Action(alarm=alarm))
-        run = {"scaler": False, "tensor_lr": False, "bad": 3012, "factor": 1e6}
+        run = {"scaler": False, "tensor_lr": False, "bad": 3012, "factor": 1e6, "made": 3060}
         waits, scheduler = device_run(make_controller(spec), 4000, **run)  # type: ignore[arg-type]
         assert not any(waits[3000:3040])
         cuts[alarm] = scheduler.report().cuts
