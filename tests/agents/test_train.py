@@ -130,7 +130,7 @@ def test_it_learns(tiny: dict[str, Any], tmp_path: Path) -> None:
     recipe = Recipe.from_dict(
         {
             **tiny,
-            "iterations": 24,
+            "iterations": 18,
             "runs": 32,
             "environment": {"workload": "wine-mlp", "optimizer": "adam", "steps": 60, "start": 1e-4},
             "algorithm": {"n_epochs": 8, "batch_size": 96, "learning_rate": 2e-3},

@@ -38,8 +38,10 @@ def chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("chunks")
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("model", ["mlp", "wide", "all-wide", "layers-of-lstm"])
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [*(("wide", name) for name in OPTIMIZERS), ("mlp", "adam"), ("all-wide", "adam"), ("layers-of-lstm", "adam")],
+)
 def test_state_round_trip_is_bit_equal(model: str, optimizer: str) -> None:
     workload = workload_of(model)
     spec = make_optimizer(optimizer, np.random.default_rng(2))

@@ -49,7 +49,7 @@ def test_a_trained_network_keeps_its_accuracy_when_it_is_trained_on(make: Any) -
     ]
     renamed = torch.tensor([1, 0, 2, 3, 4, 5, 6, 7, 8, 9])
     gains = []
-    for seed in range(3):
+    for seed in range(2):
         torch.manual_seed(seed)
         trained = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
         train(trained, training, 800, make, seed)
@@ -62,6 +62,6 @@ def test_a_trained_network_keeps_its_accuracy_when_it_is_trained_on(make: Any) -
             model = copy.deepcopy(trained)
             train(model, before, 400, make, seed)
             gains.append(accuracy(model, after) - accuracy(trained, after))
-    same, noisy, labels = np.array(gains).reshape(3, 3).mean(axis=0)
+    same, noisy, labels = np.array(gains).reshape(2, 3).mean(axis=0)
     # 497 examples are held out: 0.006 is three of them.
     assert same > -0.006 and noisy > -0.006 and labels > 0.1
