@@ -29,7 +29,7 @@ demo: $(VENV)/.use ## Train, export, apply and compare a small controller (minut
 test: $(VENV)/.dev ## Everything a change must pass: lint and the tests, side by side (ARGS="-k word")
 	@$(MAKE) --jobs=2 lint tests
 
-# Tests wait for one another's processes, so lint beside them costs next to nothing.
+# Tests often wait for processes of their own, so lint beside them costs little.
 .PHONY: tests
 tests: $(VENV)/.dev
 	@echo "tests, $(WORKERS) workers"

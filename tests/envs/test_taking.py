@@ -65,6 +65,13 @@ def test_copies_of_networks_that_run_one_by_one() -> None:
     check_copies(make_workload(DataDependent, (6, 5)), "adam")
 
 
+def test_copies_can_be_taken_before_the_first_update() -> None:
+    workload, spec = workload_of("wide"), make_optimizer("adam")
+    copies = Population(workload, spec, [3, 4], dtype=torch.float64).take([1, 1, 0])
+    expected = go_on(Population(workload, spec, [4, 4, 3], dtype=torch.float64), rates_of("adam", 3), 5)
+    assert torch.equal(go_on(copies, rates_of("adam", 3), 5), expected)
+
+
 DRAWN: dict[str, Any] = {
     "workload": ["training-mlp-classification", "plateau", "drift", "training-cnn"],
     "steps": 60,
