@@ -89,5 +89,10 @@ class SiblingRuns:
 def _distinct(keys: Sequence[object]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
     """Where each distinct key comes first, in that order, and which of them every key is."""
     places: dict[object, int] = {}
-    networks = [places.setdefault(key, len(places)) for key in keys]
-    return np.array([networks.index(place) for place in range(len(places))]), np.array(networks)
+    first, networks = [], []
+    for index, key in enumerate(keys):
+        if key not in places:
+            places[key] = len(places)
+            first.append(index)
+        networks.append(places[key])
+    return np.array(first), np.array(networks)
