@@ -33,7 +33,7 @@ test: $(VENV)/.dev ## Everything a change must pass: lint and the tests, side by
 .PHONY: tests
 tests: $(VENV)/.dev
 	@echo "tests, $(WORKERS) workers"
-	@$(PYTEST) -q -n $(WORKERS) $(ARGS)
+	@$(PYTEST) -q -n $(WORKERS) --dist worksteal $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev style types imports ## Style, types and import contracts

@@ -11,8 +11,14 @@ if TYPE_CHECKING:
 
 __all__ = ["process_context"]
 
-#: What workers run; each brings torch, whose import takes seconds.
-PRELOADED = ("rlrate.envs.workers", "rlrate.agents.evaluate", "rlrate.agents.imitation", "rlrate.experiments.backends")
+#: What workers run, each of which brings torch, and what they read data with: seconds to import.
+PRELOADED = (
+    "rlrate.envs.workers",
+    "rlrate.agents.evaluate",
+    "rlrate.agents.imitation",
+    "rlrate.experiments.backends",
+    "sklearn.datasets",
+)
 
 
 def process_context() -> SpawnContext | ForkServerContext:

@@ -21,7 +21,7 @@ CONFIG = TrainingConfig(
     steps=(60, 90),
     spec=ControlSpec(cadence=Cadence(decisions=12, first=5, ramp=3)),
 )
-SETTINGS = Imitation(draws=4, runs=3, epochs=20, batch_size=64)
+SETTINGS = Imitation(draws=3, runs=2, epochs=20, batch_size=64)
 
 
 @pytest.mark.slow
@@ -34,7 +34,7 @@ def test_it_is_better_than_holding_the_rate_and_does_not_depend_on_the_workers()
         for workers in (1, 2)
     ]
     assert made[0] == made[1]
-    assert done == 2 * [(k, 8) for k in range(1, 9)]
+    assert done == 2 * [(k, 6) for k in range(1, 7)]
     gains = [
         np.mean([run.improvement for run in evaluate(controller, CONFIG, seed=9, draws=4, runs=2)])
         for controller in (made[0], Controller.constant(0.0, CONFIG.spec))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ import torch
 from rlrate import Controller
 from rlrate.errors import ConfigError, RlrateError, WorkloadError
 from rlrate.experiments import run_suite
-from rlrate.experiments.store import Results, Row, load
+from rlrate.experiments.store import Results, Row
 from rlrate.experiments.suite import Problem, Suite
 
 TINY = Suite(
@@ -123,47 +119,6 @@ def test_a_finished_comparison_is_not_run_again(whole: Results, tmp_path: Path) 
         run_suite(TINY, tmp_path, controller=Controller.constant(0.5))
 
 
-# Forks runs that import nothing any more, kills each with SIGKILL after some number of progress reports, and lets a
-# last one finish.
-KILLER = """
-import os, signal, sys
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[2])
-from test_engine import CONTROLLER, TINY
-from rlrate.experiments import run_suite
-
-out, reports = sys.argv[1], [int(word) for word in sys.argv[3].split(",")]
-kept = b""
-run_suite(TINY, out + "/warm", controller=CONTROLLER)  # what is imported and compiled at first use
-for count in reports:
-    pipe, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        run_suite(TINY, out, controller=CONTROLLER, progress=lambda *_: os.write(theirs, b"."))
-        os._exit(0)
-    os.close(theirs)
-    for _ in range(count):
-        os.read(pipe, 1)
-    os.kill(child, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    data = open(out + "/results.jsonl", "rb").read()
-    assert data.startswith(kept), "a finished run was touched"
-    kept = data[: data.rfind(b"\\n") + 1]
-run_suite(TINY, out, controller=CONTROLLER)
-assert open(out + "/results.jsonl", "rb").read().startswith(kept)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_killed_at_random_moments_it_goes_on_and_gives_the_same_table(whole: Results, tmp_path: Path) -> None:
-    moments = np.random.default_rng(0).integers(5, 45, size=4)
-    script = [sys.executable, "-c", KILLER, str(tmp_path), str(Path(__file__).parent), ",".join(map(str, moments))]
-    subprocess.run(script, check=True, timeout=120)
-    assert table(load(tmp_path)) == table(whole)
-
-
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_the_table_stays_the_same(whole: Results, tmp_path: Path) -> None:
     from rlrate.experiments import backends
@@ -184,44 +139,6 @@ def test_a_worker_that_is_killed_is_replaced_and_the_table_stays_the_same(whole:
         spread = run_suite(TINY, tmp_path, controller=CONTROLLER, workers=2)
     assert killed
     assert table(spread) == table(whole)
-
-
-# Kills one of two actors while it works, at the first sign of life.
-RAY = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[2])
-from test_engine import CONTROLLER, TINY
-from rlrate.experiments import backends, run_suite
-from rlrate.experiments.cluster import RayWorkers
-import ray
-
-class Killing(RayWorkers):
-    killed = 0
-
-    def collect(self):
-        finished = super().collect()
-        if finished and not Killing.killed:
-            worker = next(w for w in self._workers if w.cell is not None)
-            Killing.killed = ray.get(worker.actor.pid.remote())
-            worker.answer = worker.actor.run.remote(worker.cell)
-            os.kill(Killing.killed, signal.SIGKILL)
-        return finished
-
-backends.BACKENDS["ray"] = Killing
-run_suite(TINY, sys.argv[1], controller=CONTROLLER, workers=2, backend="ray")
-assert Killing.killed and not ray.is_initialized()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
-def test_ray_gives_the_same_table_also_when_an_actor_is_killed(
-    whole: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests it would hardly get on
-    script = [sys.executable, "-c", RAY, str(tmp_path), str(Path(__file__).parent)]
-    subprocess.run(script, check=True, timeout=300)
-    assert table(load(tmp_path)) == table(whole)
 
 
 def test_a_cell_that_fails_ends_the_comparison_and_keeps_the_rest(tmp_path: Path) -> None:

@@ -128,19 +128,19 @@ def test_an_accelerator_is_waited_for_at_decisions_only(scaler: bool, tensor_lr:
 
 def test_on_an_accelerator_the_guard_cuts_soon(make_controller: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     waits, scheduler = device_run(
-        make_controller(ControlSpec()), 4000, scaler=False, tensor_lr=False, bad=3010, made=3060
+        make_controller(ControlSpec()), 4000, scaler=False, tensor_lr=False, bad=1595, made=1645
     )
     assert scheduler.report().cuts == 1
-    assert not any(waits[3000:3040])
+    assert not any(waits[1585:1625])
 
 
 def test_on_an_accelerator_a_loss_raises_an_alarm_when_it_arrives(make_controller: Make) -> None:
     cuts = {}
     for alarm in (None, 10.0):
         spec = ControlSpec(action=Action(alarm=alarm))
-        run = {"scaler": False, "tensor_lr": False, "bad": 3012, "factor": 1e6, "made": 3060}
+        run = {"scaler": False, "tensor_lr": False, "bad": 1597, "factor": 1e6, "made": 1645}
         waits, scheduler = device_run(make_controller(spec), 4000, **run)  # type: ignore[arg-type]
-        assert not any(waits[3000:3040])
+        assert not any(waits[1585:1625])
         cuts[alarm] = scheduler.report().cuts
     assert cuts == {None: 1, 10.0: 2}  # for the block, and for the loss
 

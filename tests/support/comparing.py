@@ -26,12 +26,12 @@ def suite(problems: int = 2, seeds: int = 2) -> Any:
     )
 
 
-def compare(out: Path, **settings: Any) -> None:
-    """Begins or continues the comparison in a folder."""
+def compare(out: Path, *, workers: int = 1, backend: str = "local", **settings: Any) -> None:
+    """Begins or continues the comparison in a folder; further settings are those of :func:`suite`."""
     from rlrate import Controller
     from rlrate.experiments.engine import run_suite
 
-    run_suite(suite(**settings), out, controller=Controller.constant(0.3))
+    run_suite(suite(**settings), out, controller=Controller.constant(0.3), workers=workers, backend=backend)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -134,8 +134,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         PICTURES,
     ),
-    "gru": (lambda: Recurrent(nn.GRU), SEQUENCES),
-    "lstm": (lambda: Recurrent(nn.LSTM), SEQUENCES),
+    "gru": (lambda: Recurrent(nn.GRU), (3, 5)),
+    "lstm": (lambda: Recurrent(nn.LSTM), (3, 5)),
     "layers-of-lstm": (lambda: Recurrent(nn.LSTM, num_layers=2, dropout=0.3), SEQUENCES),
     "gru-both-ways": (
         lambda: Recurrent(nn.GRU, bidirectional=True, bias=False, batch_first=False),
