@@ -131,9 +131,9 @@ def test_it_learns(tiny: dict[str, Any], tmp_path: Path) -> None:
         {
             **tiny,
             "iterations": 18,
-            "runs": 32,
+            "runs": 16,
             "environment": {"workload": "wine-mlp", "optimizer": "adam", "steps": 60, "start": 1e-4},
-            "algorithm": {"n_epochs": 8, "batch_size": 96, "learning_rate": 2e-3},
+            "algorithm": {"n_epochs": 8, "batch_size": 48, "learning_rate": 2e-3},
         }
     )
     returns: list[float] = []

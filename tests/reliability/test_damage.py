@@ -173,7 +173,7 @@ def test_any_header(make_controller: Make, tmp_path: Path, record_property: Call
     ways = [way for way in places(header) if way != ("checksum",)]
     tried = 0
 
-    @settings(max_examples=cases(200, 2_500), deadline=None, derandomize=True, database=None)
+    @settings(max_examples=cases(100, 2_500), deadline=None, derandomize=True, database=None)
     @given(st.lists(st.tuples(st.sampled_from(ways), anything), min_size=1, max_size=3), st.booleans())
     def holds(changes: list[tuple[tuple[Any, ...], Any]], drop: bool) -> None:
         nonlocal tried

@@ -55,7 +55,7 @@ def test_the_rate_is_sane(
     policies = [make_controller(0), Controller.constant(1.0, make_controller().spec), make_controller(1)]
     tried = 0
 
-    @settings(max_examples=cases(500, 10_000), deadline=None, derandomize=True, database=None)
+    @settings(max_examples=cases(250, 10_000), deadline=None, derandomize=True, database=None)
     @given(
         st.lists(event, max_size=24),
         st.sampled_from(OPTIMIZERS),
