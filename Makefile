@@ -12,8 +12,9 @@ BIN := $(VENV)/bin
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --progress-bar off --disable-pip-version-check \
 	--constraint constraints.txt
 SOURCES := rlrate envs agents experiments tests
-# One thread per worker: two workers with two threads each only get in each other's way.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest
+# One thread per worker: two workers with two threads each only get in each other's way. Dozens of tests start
+# processes: what these import is compiled once, also where the environment says otherwise.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest
 WORKERS ?= 2
 ARGS ?=
 
