@@ -7,23 +7,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rlrate.agents import Recipe, train
 
 import comparing
-
-TINY: dict[str, Any] = {
-    "iterations": 3,
-    "runs": 4,
-    "draws": 2,
-    "environment": {"workload": ["wine-mlp", "breast-cancer-logistic"], "steps": [60, 90]},
-    "cadence": {"decisions": 10, "first": 5, "ramp": 3},
-    "policy": {"net": [16, 16]},
-    "algorithm": {"n_epochs": 2, "batch_size": 12},
-}
 
 # One cluster for both, as starting it and its actors takes longer than they do: two actors, of which one is killed
 # while it works, in the second rollout and at the first finished cell. Before and after, of a cluster is asked what it
@@ -100,6 +89,8 @@ assert not ray.is_initialized()
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
 def test_results_are_the_same_also_when_actors_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.agents.conftest import TINY
+
     monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests it would hardly get on
     monkeypatch.setenv("PYTHONPATH", str(Path(comparing.__file__).parent))
     train(Recipe.from_dict(TINY), tmp_path / "alone")
