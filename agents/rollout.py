@@ -19,6 +19,9 @@ Array = NDArray[np.float64]
 #: The largest sum of what a detour adds to actions: the rate changes by up to 2.5 to this power.
 DETOUR = 3.0
 
+#: Of it, what the detours of two siblings come to at least.
+SHORTEST = 0.25
+
 
 class HeldNoisePolicy(ActorCriticPolicy):
     """A policy whose exploration keeps to one direction for several decisions.
@@ -152,6 +155,9 @@ class BranchingPolicy(HeldNoisePolicy):
         # Spread evenly, so that no group is without boldness or without restraint.
         shares = torch.linspace(-1.0, 1.0, self.siblings)
         total = torch.stack([shares[torch.randperm(self.siblings)] for _ in range(groups)]) * DETOUR
+        if self.siblings == 2:
+            # Two have but the ends of that spread, so how far they go is drawn.
+            total *= torch.empty(groups, 1).uniform_(SHORTEST, 1.0)
         self._noise = (total / length[:, None]).clamp(-1.0, 1.0).reshape(-1, 1)
         self._begin = begin.repeat_interleave(self.siblings)[:, None]
         self._end = (begin + length).repeat_interleave(self.siblings)[:, None]

@@ -250,7 +250,8 @@ HOSTS: dict[str, Callable[[TrainingConfig, int, int], Sequence[Host]]] = {"local
 def _serve(pipe: Connection, config: TrainingConfig, runs: int) -> None:
     torch.set_num_threads(1)
     draws = Draws(config, runs)
-    with contextlib.suppress(KeyboardInterrupt, EOFError):  # the parent handles Ctrl-C, which reaches everyone
+    # The parent handles Ctrl-C, which reaches everyone; where it is gone there is nobody to tell.
+    with contextlib.suppress(KeyboardInterrupt, EOFError, ConnectionError):
         while (call := pipe.recv()) is not None:
             method, argument = call
             try:

@@ -126,6 +126,21 @@ def test_siblings_part_once_and_follow_the_policy_before_and_after() -> None:
     assert lengths >= {2, 3, 4}
 
 
+def test_pairs_go_as_far_either_way_but_not_always_as_far() -> None:
+    recipe = replace(BRANCH, environment={**BRANCH.environment, "siblings": 2})
+    policy: Any = make_model(recipe, PopulationVecEnv(recipe.make_env(), seed=1)).policy
+    torch.manual_seed(0)
+    observations = torch.zeros(400, len(recipe.spec.signals))
+    mean = policy(observations, deterministic=True)[0]
+    policy.begin_rollout(1.0)
+    added = sum((policy(observations)[0] - mean).detach() for _ in range(recipe.episode_length))
+    pairs = np.asarray(added).reshape(200, 2)
+    np.testing.assert_allclose(pairs.sum(axis=1), 0.0, atol=1e-5)
+    sizes = np.abs(pairs[:, 0])
+    assert 0.3 < sizes.min() < 1.2  # a quarter of the longest way, or less where the run ends first
+    assert 2.0 < sizes.max() <= 3.0 + 1e-4
+
+
 def test_only_detours_are_learned_from_and_by_the_whole_return() -> None:
     buffer = BranchRolloutBuffer(
         4, spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (1,)), n_envs=4, draws=2, siblings=2, floor=1e-9

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from rlrate.envs import TrainingConfig, TrainingVectorEnv, make_workload
 from rlrate.envs.processes import process_context
-from rlrate.envs.workers import HOSTS, Draws, LocalHost, ProcessHost, spread
+from rlrate.envs.workers import HOSTS, Draws, LocalHost, ProcessHost, _serve, spread
 from rlrate.errors import ConfigError, RlrateError, WorkloadError
 
 CONFIG = TrainingConfig(workload="wine-mlp", optimizer="adam", steps=20)
@@ -87,6 +87,17 @@ def test_draws_that_were_lost_are_trained_again_to_the_same_decision() -> None:
             np.testing.assert_array_equal(theirs[index].observation, ours[index].observation)
             np.testing.assert_array_equal(theirs[index].reward, ours[index].reward)
             np.testing.assert_array_equal(theirs[index].facts["lr"], ours[index].facts["lr"])
+
+
+def test_a_process_whose_parent_was_killed_ends_without_a_word() -> None:
+    threads = torch.get_num_threads()
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(("begin", {0: (1, 0, 0)}))
+    ours.close()
+    try:
+        _serve(theirs, CONFIG, 2)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
