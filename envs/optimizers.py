@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlrate.control import OptimizerTraits
 from rlrate.errors import ConfigError, unknown_name
 
 __all__ = ["OPTIMIZERS", "OptimizerSpec", "make_optimizer"]
@@ -46,6 +47,11 @@ class OptimizerSpec:
     def settings(self) -> dict[str, Any]:
         """All arguments of the torch class that differ from torch's own defaults."""
         return {**OPTIMIZERS[self.name].defaults, **self.kwargs}
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        """What a controller is told of the optimizer."""
+        return OptimizerTraits.of(self.build([torch.zeros(1, requires_grad=True)], lr=1.0).param_groups[0])
 
     def build(self, params: Iterable[Tensor], lr: float | Tensor, **overrides: Any) -> torch.optim.Optimizer:
         """Return the torch optimizer for ``params``; ``overrides`` replace single settings."""

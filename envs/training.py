@@ -168,6 +168,7 @@ class TrainingRuns:
             given=np.full(self.size, 1e-3),
             start=None if config.spec.action.start is None else start,
             blind=blind,
+            traits=draw.optimizer.traits,
         )
         self.validated = np.zeros(self.size, dtype=int) if validated is None else validated
         self.diverged = np.zeros(self.size, dtype=bool)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rlrate.checks import check_bounds, check_budget, check_loss, check_optimizer, check_state
+from rlrate.control import OptimizerTraits
 from rlrate.controller import Controller
 from rlrate.driver import Driver
 from rlrate.errors import ConfigError, SchedulerError
@@ -84,6 +85,7 @@ class LearnedLR(LRScheduler):
         self._groups = Groups([group["lr"] for group in optimizer.param_groups], max_lr)
         self._driver = Driver(self.controller, self.budget, min_lr, self._groups.highest, Ranks(process_group))
         self._driver.control.give(np.array([self._groups.largest]))
+        self._driver.control.traits = OptimizerTraits.of(optimizer.param_groups[0])
         self._pending = 0  # updates since the last step()
         self._skipped = False  # whether a GradScaler skipped one since
         self._doubt: Tensor | None = None  # the same on an accelerator: how many of the pending ones

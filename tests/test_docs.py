@@ -188,6 +188,8 @@ def observations(rng: np.random.Generator) -> np.ndarray:
             cuts=rng.integers(0, 5, 3).astype(float),
             capped=rng.integers(0, 2, 3).astype(float),
             validation=10.0 ** rng.uniform(-9, 9, 3),
+            adaptive=rng.integers(0, 2, 3).astype(float),
+            momentum=1.0 - 10.0 ** rng.uniform(-4, 0, 3),
         )
         result.append(signals.observe(interval))
     return np.concatenate(result)

@@ -6,6 +6,7 @@ from rlrate.control.control import RateControl
 from rlrate.control.sampler import UpdateSampler
 from rlrate.control.signals import LIMIT, SIGNALS, USUAL, Interval, Signals
 from rlrate.control.spec import ControlSpec
+from rlrate.control.traits import OptimizerTraits
 
 __all__ = [
     "LIMIT",
@@ -15,6 +16,7 @@ __all__ = [
     "Cadence",
     "ControlSpec",
     "Interval",
+    "OptimizerTraits",
     "RateControl",
     "Signals",
     "SpikeGuard",

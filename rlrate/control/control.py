@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 from rlrate.control import single
 from rlrate.control.action import SpikeGuard
 from rlrate.control.horizon import Horizon
+from rlrate.control.probe import probing_rate
 from rlrate.control.signals import Interval, Signals
 from rlrate.control.spec import ControlSpec
 from rlrate.control.state import dump, restore
+from rlrate.control.traits import OptimizerTraits
 from rlrate.control.trend import LossTrend
 
 Array = NDArray[np.float64]
-
-#: The first probing update aims at this relative size: negligible, yet far above float32 rounding.
-PROBE_RATIO = 1e-5
 
 #: Updates before each decision at which gradients are sampled.
 WINDOW = 3
@@ -50,6 +49,7 @@ class RateControl:
         min_rate: Lowest rate. The final anneal goes below it.
         max_rate: Highest rate.
         blind: Mask of shape (N,) of runs whose losses are withheld; default none.
+        traits: Of the optimizer that all runs use.
     """
 
     def __init__(
@@ -63,8 +63,10 @@ class RateControl:
         min_rate: float = 1e-10,
         max_rate: float = 1e4,
         blind: NDArray[np.bool_] | None = None,
+        traits: OptimizerTraits | None = None,
     ) -> None:
         self.spec = spec
+        self.traits = traits or OptimizerTraits()
         self.blind = np.zeros(runs, dtype=bool) if blind is None else blind
         self.runs = runs
         self.min_rate, self.max_rate = min_rate, max_rate
@@ -152,22 +154,8 @@ class RateControl:
     # Measurements -------------------------------------------------------------------------------------
 
     def set_probe(self, gradient_norm: Array, weight_norm: Array, size: int) -> None:
-        """Sets a negligible rate before the very first update.
-
-        The update of any optimizer with a linear rate is, at its first step, about rate * gradient (SGD) or
-        about rate per coordinate (adaptive ones; ten times that for RMSprop). The rate makes the larger of the
-        two a tiny share (:data:`PROBE_RATIO`) of the weights.
-
-        Args:
-            gradient_norm: Norm of the first gradient, shape (N,).
-            weight_norm: Norm of the weights, shape (N,).
-            size: Number of parameters of one run.
-        """
-        with np.errstate(all="ignore"):
-            floor = math.sqrt(max(size, 1)) * 1e-3
-            scale = np.maximum(np.nan_to_num(gradient_norm, posinf=1e30), math.sqrt(max(size, 1)))
-            rate = PROBE_RATIO * np.maximum(np.nan_to_num(weight_norm, posinf=1.0), floor) / scale
-        self.give(rate)
+        """Sets a negligible rate before the very first update; arguments as for :func:`probing_rate`."""
+        self.give(probing_rate(gradient_norm, weight_norm, size))
 
     def advance(self, losses: Array | None, samples: Array | None = None, count: int = 1) -> None:
         """Takes note of ``count`` updates.
@@ -267,6 +255,8 @@ class RateControl:
             cuts=self._cuts,
             capped=self._capped,
             validation=self._validation.pop() if self._validation else None,
+            adaptive=np.full(self.runs, float(self.traits.adaptive)),
+            momentum=np.full(self.runs, self.traits.momentum),
         )
         self._reset_interval()
         while self._at_end(self.updates):

@@ -23,6 +23,7 @@ def copies(control: RateControl, runs: NDArray[np.int_]) -> RateControl:
         min_rate=control.min_rate,
         max_rate=control.max_rate,
         blind=control.blind[runs],
+        traits=control.traits,
     )
     other.load_state_dict(_select(control.state_dict(), torch.from_numpy(runs)))
     return other

@@ -48,10 +48,12 @@ SIGNALS: dict[str, str] = {
     "validation_known": "1 when validation losses are reported, 0 when not (the validation signals are then 0)",
     "validation_gap": "squashed log of the validation loss / the first one, less the same of the training loss",
     "validation_excess": "squashed log of the validation loss / its lowest, as far as the training loss did not follow",
+    "optimizer_adaptive": "1 when the optimizer divides updates by the gradients' size, 0 when not or not known",
+    "optimizer_momentum": "-log10(1 - the share of an update that the next one keeps) / 2, 0 without momentum",
 }
 
 #: Those that need nothing but the training itself: what a policy sees unless it asks for more.
-USUAL: tuple[str, ...] = tuple(name for name in SIGNALS if not name.startswith("validation_"))
+USUAL: tuple[str, ...] = tuple(name for name in SIGNALS if not name.startswith(("validation_", "optimizer_")))
 
 _STATE = (
     *("positive", "first", "previous", "fast", "slow", "best", "scale", "span", "gradient_first", "action_mean"),
@@ -81,6 +83,8 @@ class Interval:
         cuts: Cuts made by the guard in the interval.
         capped: Whether the cap bound at the last decision.
         validation: The latest validation loss since the interval before; None where there is none of any run.
+        adaptive: 1 for an adaptive optimizer, else 0; None for 0.
+        momentum: The optimizer's momentum in [0, 1); None for 0.
     """
 
     progress: float
@@ -97,6 +101,8 @@ class Interval:
     cuts: Array
     capped: Array
     validation: Array | None = None
+    adaptive: Array | None = None
+    momentum: Array | None = None
 
 
 class Signals:
@@ -180,6 +186,8 @@ class Signals:
             "action_mean": self.action_mean,
             "cuts": np.minimum(interval.cuts, 2.0),
             "capped": interval.capped,
+            "optimizer_adaptive": 0.0 if interval.adaptive is None else interval.adaptive,
+            "optimizer_momentum": 0.0 if interval.momentum is None else -np.log10(1.0 - interval.momentum) / 2.0,
         }
 
     def _loss(self, interval: Interval) -> dict[str, Array]:

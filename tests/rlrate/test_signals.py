@@ -54,6 +54,8 @@ def tame(draw: st.DrawFn, runs: int) -> Interval:
         cuts=rng.integers(0, 4, runs).astype(float),
         capped=rng.integers(0, 2, runs).astype(float),
         validation=np.where(rng.random(runs) < 0.3, np.nan, np.exp(rng.normal(size=runs))),
+        adaptive=rng.integers(0, 2, runs).astype(float),
+        momentum=rng.uniform(0.0, 1.0, runs),
     )
 
 
@@ -139,6 +141,8 @@ def one(**changes: object) -> Interval:
         cuts=np.array([0.0]),
         capped=np.array([0.0]),
         validation=np.array([3.0]),
+        adaptive=np.array([0.0]),
+        momentum=np.array([0.0]),
     )
     arrays_ = {name: np.array([value]) if name in ARRAYS else value for name, value in changes.items()}
     return replace(first, **arrays_)  # type: ignore[arg-type]
@@ -164,6 +168,8 @@ def second() -> Interval:
         cuts=3.0,
         capped=1.0,
         validation=6.0,
+        adaptive=1.0,
+        momentum=0.9,
     )
 
 
@@ -200,6 +206,8 @@ KNOWN = {
     # from 3 to 6, while the training loss halved
     "validation_gap": math.log(1 + 2 * LOG2),
     "validation_excess": math.log(1 + 10 * LOG2),
+    "optimizer_adaptive": 1.0,
+    "optimizer_momentum": 0.5,
 }
 
 
