@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from rlrate.agents.refinement import RefiningPPO
 from rlrate.agents.vecenv import PopulationVecEnv
 from rlrate.errors import ConfigError
 from rlrate.storage import write_atomically
@@ -50,6 +51,8 @@ def write_checkpoint(
         "rows": json.dumps(rows),
         "digest": digest,
     }
+    if isinstance(model, RefiningPPO):
+        state["pool"] = model.pool_state()
     buffer = io.BytesIO()
     torch.save(state, buffer)
     path = out / _NAMES[0]
@@ -89,6 +92,8 @@ def restore_state(model: BaseAlgorithm, env: PopulationVecEnv, state: dict[str, 
         optimizer.load_state_dict(state["optimizers"][name])
     model.num_timesteps = int(state["num_timesteps"])
     model._n_updates = int(state["n_updates"])
+    if isinstance(model, RefiningPPO):
+        model.load_pool_state(state["pool"])
     env.set_options({"episode": int(state["episode"])})
     # Beginning the runs draws on no global generator, but restore these last all the same.
     model._last_obs = env.reset()

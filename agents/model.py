@@ -10,6 +10,7 @@ from torch import nn
 
 from rlrate.agents.export import begin_with
 from rlrate.agents.recipe import ON_POLICY, Recipe, network_of
+from rlrate.agents.refinement import Refinement, RefiningPPO
 from rlrate.agents.rollout import BranchingPolicy, BranchRolloutBuffer, HeldNoisePolicy, SiblingRolloutBuffer
 from rlrate.agents.vecenv import PopulationVecEnv
 from rlrate.controller import Controller
@@ -57,10 +58,14 @@ def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
             "rollout_buffer_kwargs": {"draws": recipe.draws, **comparison},
             "vf_coef": 0.0,  # nothing asks for the value function
         }
+    algorithm = ALGORITHM_CLASSES[recipe.algo]
+    if recipe.refinement:
+        algorithm = RefiningPPO
+        settings |= {"refinement": Refinement(**recipe.refinement), "siblings": recipe.environment["siblings"]}
     rate = float(settings.pop("learning_rate", 3e-4))
     settings["learning_rate"] = LinearToZero(rate) if recipe.anneal_learning_rate else rate
     try:
-        model = ALGORITHM_CLASSES[recipe.algo](
+        model = algorithm(
             policy_class,
             env,
             policy_kwargs=policy_kwargs,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlrate.agents.imitation import Imitation
+from rlrate.agents.refinement import Refinement
 from rlrate.control import Action, Cadence, ControlSpec
 from rlrate.controller import Controller
 from rlrate.envs import TrainingVectorEnv
@@ -42,7 +43,7 @@ class Recipe:
         environment: Settings of the environment; see :class:`rlrate.envs.TrainingConfig`.
         cadence: Settings of :class:`rlrate.control.Cadence`.
         rules: Settings of :class:`rlrate.control.Action`; false switches a rule off, as None does there.
-        signals: Names of the signals; empty for all but those of a validation loss. In a training that begins with a
+        signals: Names of the signals; empty for :data:`rlrate.control.USUAL`. In a training that begins with a
             controller: its own and further ones; then only what to make of the further ones is learned.
         policy: Hidden layer widths ("net"), "activation" (tanh or relu), "log_std_init".
         algorithm: Keyword arguments of the SB3 algorithm.
@@ -55,6 +56,8 @@ class Recipe:
             Its specification and its network are then those of the training.
         imitation: Settings of :class:`rlrate.agents.imitation.Imitation`, with which the policy begins by imitating the
             best open-loop schedules; empty for none.
+        refinement: Settings of :class:`rlrate.agents.refinement.Refinement`, with which the training ends; empty for
+            PPO throughout. Only where siblings part once.
     """
 
     name: str = "custom"
@@ -76,6 +79,7 @@ class Recipe:
     anneal_learning_rate: bool = True
     initial: str = ""
     imitation: dict[str, Any] = field(default_factory=dict)
+    refinement: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.algo not in ALGORITHMS:
@@ -94,6 +98,8 @@ class Recipe:
             self._check_imitation()
         if self.siblings:
             self._check_siblings()
+        if self.refinement:
+            self._check_refinement()
         if self.relative_reward and self.runs <= self.draws:
             raise ConfigError(
                 f"relative_reward pays a run by how it does among the runs of its draw, but {self.runs} runs in "
@@ -148,6 +154,23 @@ class Recipe:
             Imitation(**self.imitation)
         except TypeError as error:
             raise ConfigError(f"imitation: {error}") from None
+
+    def _check_refinement(self) -> None:
+        if not self.siblings.get("branch", False):
+            raise ConfigError(
+                "refinement learns from siblings that part once; set siblings.branch = true, or leave it out"
+            )
+        try:
+            settings = Refinement(**self.refinement)
+        except TypeError as error:
+            raise ConfigError(f"refinement: {error}") from None
+        rest = self.iterations - settings.after
+        if rest < settings.every or rest % settings.every:
+            raise ConfigError(
+                f"refinement takes every = {settings.every} rollouts at a time, which must come out even with the "
+                f"{max(rest, 0)} that are left after {settings.after} of {self.iterations}; change iterations, "
+                "refinement.after or refinement.every"
+            )
 
     @classmethod
     def load(cls, source: str | Path) -> Recipe:

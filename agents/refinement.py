@@ -1,0 +1,169 @@
+"""Learning from many rollouts at once: what detours were worth, told from what was seen when they began."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from rlrate.agents.rollout import DETOUR
+from rlrate.errors import ConfigError
+
+__all__ = ["Detours", "Refinement", "RefiningPPO", "refine"]
+
+#: Nats that a detour counts for at most, either way: where a loss can fall to nothing, one would drown all others.
+MOST = 1.0
+
+#: Detours of one step of a fit, and the size of its steps (Adam's, falling to zero).
+BATCH, RATE = 256, 1e-3
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How the policy goes on once PPO has brought it near.
+
+    PPO takes a few small steps on each rollout and forgets it; what tells the better detour is then too faint to be
+    seen. From ``after`` on the policy stays as it is for ``every`` rollouts, and then moves at once, to what all of
+    their detours say: a least-squares fit of its answers to what they were plus ``step`` times the worth of the detour
+    that began there, for so many ``epochs``. (Policy iteration, with the policy itself as the regression.)
+
+    Attributes:
+        after: Rollouts of PPO before the first refinement.
+        every: Rollouts of each refinement.
+        step: Action per nat.
+        epochs: How often each detour is gone through in a fit.
+
+    Raises:
+        ConfigError: for a number that is not positive (``after`` may be 0).
+    """
+
+    after: int
+    every: int
+    step: float = 2.0
+    epochs: int = 40
+
+    def __post_init__(self) -> None:
+        for name, least in (("after", 0), ("every", 1), ("epochs", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"refinement.{name} must be an integer, at least {least}, got {value!r}")
+        if not isinstance(self.step, int | float) or isinstance(self.step, bool) or not 0 < self.step < np.inf:
+            raise ConfigError(f"refinement.step must be a positive number, got {self.step!r}")
+
+
+@dataclass(frozen=True)
+class Detours:
+    """Where groups of siblings parted, and what that was worth.
+
+    Attributes:
+        observations: What the group saw at the decision at which it parted, float32, shape (M, signals).
+        worth: Nats that a run gains by the longest detour upwards, by the slope of the siblings' returns over their
+            detours, within [-1, 1]; float32, shape (M,).
+    """
+
+    observations: Tensor
+    worth: Tensor
+
+    @classmethod
+    def of(cls, buffer: RolloutBuffer, siblings: int) -> Detours:
+        """Those of a rollout under a :class:`~rlrate.agents.rollout.BranchingPolicy`, whose marks stand for values."""
+        steps, runs = buffer.rewards.shape
+        apart = buffer.values.reshape(steps, -1, siblings) != 0.0
+        begin = apart.any(axis=2).argmax(axis=0)
+        groups = np.arange(runs // siblings)
+        actions = buffer.actions.reshape(steps, -1, siblings)[begin, groups]
+        # Detours are spread evenly around the policy's own answer.
+        detours = (actions - actions.mean(axis=1, keepdims=True)) * apart.sum(axis=0) / DETOUR
+        returns = buffer.rewards.sum(axis=0, dtype=np.float64).reshape(-1, siblings)
+        returns = returns - returns.mean(axis=1, keepdims=True)
+        squares = np.square(detours).sum(axis=1)
+        used = apart.any(axis=(0, 2)) & (squares > 0.0)
+        slopes = np.clip((detours * returns).sum(axis=1)[used] / squares[used], -MOST, MOST)
+        seen = buffer.observations.reshape(steps, -1, siblings, buffer.observations.shape[-1])[begin, groups, 0][used]
+        return cls(_tensor(seen), _tensor(slopes))
+
+    @classmethod
+    def pooled(cls, parts: Sequence[Detours]) -> Detours:
+        """All of several."""
+        return cls(torch.cat([part.observations for part in parts]), torch.cat([part.worth for part in parts]))
+
+
+def refine(policy: ActorCriticPolicy, detours: Detours, settings: Refinement) -> float:
+    """Moves a policy's answers towards the better side of detours; shuffles with torch's global generator.
+
+    Returns:
+        Root mean square of how far the answers at the detours' beginnings moved.
+    """
+    seen = detours.observations
+    with torch.no_grad():
+        before = _answers(policy, seen)
+    target = before + settings.step * detours.worth
+    parameters = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=RATE)
+    batches = -(-len(seen) // BATCH)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, settings.epochs * batches)
+    for _ in range(settings.epochs):
+        for rows in torch.split(torch.randperm(len(seen)), BATCH):
+            loss = mse_loss(_answers(policy, seen[rows]), target[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        return float((_answers(policy, seen) - before).square().mean().sqrt())
+
+
+class RefiningPPO(PPO):
+    """PPO at first, refinements then.
+
+    Args:
+        refinement: When and how.
+        siblings: Successive runs that part together.
+    """
+
+    def __init__(self, *args: Any, refinement: Refinement, siblings: int, **kwargs: Any) -> None:
+        self.refinement = refinement
+        self.siblings = siblings
+        #: Detours since the last refinement, one entry for each rollout.
+        self.pool: list[Detours] = []
+        super().__init__(*args, **kwargs)
+
+    def train(self) -> None:
+        """Learns from the rollout in the buffer, or keeps it for the next refinement."""
+        done = self.num_timesteps // (self.n_steps * self.n_envs)
+        if done <= self.refinement.after:
+            super().train()
+            return
+        self.pool.append(Detours.of(self.rollout_buffer, self.siblings))
+        if len(self.pool) < self.refinement.every:
+            return
+        self.policy.set_training_mode(True)
+        moved = refine(self.policy, Detours.pooled(self.pool), self.refinement)
+        self.pool = []
+        self.logger.record("rlrate/moved", moved)
+
+    def pool_state(self) -> list[list[Tensor]]:
+        """The pool as tensors."""
+        return [[part.observations, part.worth] for part in self.pool]
+
+    def load_pool_state(self, state: Iterable[Sequence[Tensor]]) -> None:
+        """Continues with what :meth:`pool_state` returned."""
+        self.pool = [Detours(observations, worth) for observations, worth in state]
+
+
+def _answers(policy: ActorCriticPolicy, observations: Tensor) -> Tensor:
+    answers: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(observations))
+    return answers[:, 0]
+
+
+def _tensor(values: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
