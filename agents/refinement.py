@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,13 +33,16 @@ class Refinement:
     """How the policy goes on once PPO has brought it near.
 
     PPO takes a few small steps on each rollout and forgets it; what tells the better detour is then too faint to be
-    seen. From ``after`` on the policy stays as it is for ``every`` rollouts, and then moves at once, to what all of
-    their detours say: a least-squares fit of its answers to what they were plus ``step`` times the worth of the detour
-    that began there, for so many ``epochs``. (Policy iteration, with the policy itself as the regression.)
+    seen. From ``after`` on the policy stays as it is for ``every`` rollouts, and then moves at once, to what the
+    detours of the last ``pool`` rollouts say: a least-squares fit of its answers to those that were given where the
+    detours began plus ``step`` times their worth, for so many ``epochs``. (Policy iteration, with the policy itself as
+    the regression; 1 / step is the curvature that a return is taken to have, so what an earlier policy did still tells
+    where the best answer lies.)
 
     Attributes:
-        after: Rollouts of PPO before the first refinement.
-        every: Rollouts of each refinement.
+        after: Rollouts of PPO before.
+        every: Rollouts from one refinement to the next.
+        pool: Rollouts whose detours are remembered.
         step: Action per nat.
         epochs: How often each detour is gone through in a fit.
 
@@ -48,11 +52,12 @@ class Refinement:
 
     after: int
     every: int
-    step: float = 2.0
+    pool: int
+    step: float = 2.5
     epochs: int = 40
 
     def __post_init__(self) -> None:
-        for name, least in (("after", 0), ("every", 1), ("epochs", 1)):
+        for name, least in (("after", 0), ("every", 1), ("pool", 1), ("epochs", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"refinement.{name} must be an integer, at least {least}, got {value!r}")
@@ -66,11 +71,13 @@ class Detours:
 
     Attributes:
         observations: What the group saw at the decision at which it parted, float32, shape (M, signals).
+        answers: What the policy answered there, float32, shape (M,).
         worth: Nats that a run gains by the longest detour upwards, by the slope of the siblings' returns over their
             detours, within [-1, 1]; float32, shape (M,).
     """
 
     observations: Tensor
+    answers: Tensor
     worth: Tensor
 
     @classmethod
@@ -81,20 +88,25 @@ class Detours:
         begin = apart.any(axis=2).argmax(axis=0)
         groups = np.arange(runs // siblings)
         actions = buffer.actions.reshape(steps, -1, siblings)[begin, groups]
-        # Detours are spread evenly around the policy's own answer.
-        detours = (actions - actions.mean(axis=1, keepdims=True)) * apart.sum(axis=0) / DETOUR
+        answers = actions.mean(axis=1, keepdims=True)  # around which detours are spread evenly
+        detours = (actions - answers) * apart.sum(axis=0) / DETOUR
         returns = buffer.rewards.sum(axis=0, dtype=np.float64).reshape(-1, siblings)
         returns = returns - returns.mean(axis=1, keepdims=True)
         squares = np.square(detours).sum(axis=1)
         used = apart.any(axis=(0, 2)) & (squares > 0.0)
         slopes = np.clip((detours * returns).sum(axis=1)[used] / squares[used], -MOST, MOST)
         seen = buffer.observations.reshape(steps, -1, siblings, buffer.observations.shape[-1])[begin, groups, 0][used]
-        return cls(_tensor(seen), _tensor(slopes))
+        return cls(_tensor(seen), _tensor(answers[used, 0]), _tensor(slopes))
 
     @classmethod
-    def pooled(cls, parts: Sequence[Detours]) -> Detours:
+    def pooled(cls, parts: Iterable[Detours]) -> Detours:
         """All of several."""
-        return cls(torch.cat([part.observations for part in parts]), torch.cat([part.worth for part in parts]))
+        columns = zip(*(part.tensors() for part in parts), strict=True)
+        return cls(*(torch.cat(column) for column in columns))
+
+    def tensors(self) -> list[Tensor]:
+        """The fields, in their order."""
+        return [self.observations, self.answers, self.worth]
 
 
 def refine(policy: ActorCriticPolicy, detours: Detours, settings: Refinement) -> float:
@@ -106,7 +118,7 @@ def refine(policy: ActorCriticPolicy, detours: Detours, settings: Refinement) ->
     seen = detours.observations
     with torch.no_grad():
         before = _answers(policy, seen)
-    target = before + settings.step * detours.worth
+    target = detours.answers + settings.step * detours.worth
     parameters = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=RATE)
     batches = -(-len(seen) // BATCH)
@@ -133,31 +145,29 @@ class RefiningPPO(PPO):
     def __init__(self, *args: Any, refinement: Refinement, siblings: int, **kwargs: Any) -> None:
         self.refinement = refinement
         self.siblings = siblings
-        #: Detours since the last refinement, one entry for each rollout.
-        self.pool: list[Detours] = []
+        #: Detours of the last rollouts, one entry for each.
+        self.pool: deque[Detours] = deque(maxlen=refinement.pool)
         super().__init__(*args, **kwargs)
 
     def train(self) -> None:
         """Learns from the rollout in the buffer, or keeps it for the next refinement."""
-        done = self.num_timesteps // (self.n_steps * self.n_envs)
-        if done <= self.refinement.after:
-            super().train()
-            return
         self.pool.append(Detours.of(self.rollout_buffer, self.siblings))
-        if len(self.pool) < self.refinement.every:
-            return
-        self.policy.set_training_mode(True)
-        moved = refine(self.policy, Detours.pooled(self.pool), self.refinement)
-        self.pool = []
-        self.logger.record("rlrate/moved", moved)
+        fixed = self.num_timesteps // (self.n_steps * self.n_envs) - self.refinement.after
+        if fixed <= 0:
+            super().train()
+        elif fixed % self.refinement.every == 0:
+            self.policy.set_training_mode(True)
+            moved = refine(self.policy, Detours.pooled(self.pool), self.refinement)
+            self.logger.record("rlrate/moved", moved)
 
     def pool_state(self) -> list[list[Tensor]]:
         """The pool as tensors."""
-        return [[part.observations, part.worth] for part in self.pool]
+        return [part.tensors() for part in self.pool]
 
     def load_pool_state(self, state: Iterable[Sequence[Tensor]]) -> None:
         """Continues with what :meth:`pool_state` returned."""
-        self.pool = [Detours(observations, worth) for observations, worth in state]
+        self.pool.clear()
+        self.pool.extend(Detours(*tensors) for tensors in state)
 
 
 def _answers(policy: ActorCriticPolicy, observations: Tensor) -> Tensor:

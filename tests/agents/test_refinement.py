@@ -49,6 +49,8 @@ def test_the_worth_of_a_detour_is_the_slope_of_returns_over_how_far_it_went() ->
     found = Detours.of(buffer, 2)
     np.testing.assert_allclose(found.worth, [0.5, -0.25, 0.05], atol=1e-5)
     np.testing.assert_array_equal(found.observations, buffer.observations[[0, 5, 2], [0, 2, 4]])
+    ends = buffer.actions[[0, 5, 2], [0, 2, 4], 0], buffer.actions[[0, 5, 2], [1, 3, 5], 0]
+    np.testing.assert_allclose(found.answers, (ends[0] + ends[1]) / 2, atol=1e-6)
 
 
 def test_more_than_two_siblings_are_fitted_a_line() -> None:
@@ -86,7 +88,8 @@ def test_answers_move_to_the_better_side_though_luck_is_ten_times_larger() -> No
     luck = 0.5 * torch.randn(len(seen), generator=generator)
     of, fresh = policy(), torch.randn(2_000, 3, generator=generator)
     before = answers(of, fresh)
-    moved = refine(of, Detours(seen, truth + luck), Refinement(after=0, every=1, step=2.0, epochs=10))
+    settings = Refinement(after=0, every=1, pool=1, step=2.0, epochs=10)
+    moved = refine(of, Detours(seen, answers(of, seen), truth + luck), settings)
     difference = answers(of, fresh) - before
     assert moved == pytest.approx(float(difference.square().mean().sqrt()), rel=0.2)
     clear = fresh[:, 1].abs() > 0.5
@@ -98,13 +101,23 @@ def test_where_nothing_is_worth_anything_the_policy_stays() -> None:
     seen = torch.randn(500, 3, generator=torch.Generator().manual_seed(1))
     of = policy()
     before = answers(of, seen)
-    assert refine(of, Detours(seen, torch.zeros(500)), Refinement(0, 1)) < 1e-6
+    assert refine(of, Detours(seen, before, torch.zeros(500)), Refinement(0, 1, 1)) < 1e-6
     np.testing.assert_allclose(answers(of, seen), before, atol=1e-6)
+
+
+def test_what_an_earlier_policy_answered_still_tells_where_the_best_answer_lies() -> None:
+    """Returns that fall as the square of the distance from 0.3, learned from a policy that had answered 0."""
+    seen = torch.randn(500, 3, generator=torch.Generator().manual_seed(1))
+    earlier = torch.zeros(500)
+    of = policy()
+    for _ in range(3):  # again and again the same detours: it must not go further each time
+        refine(of, Detours(seen, earlier, (0.3 - earlier) / 2.0), Refinement(0, 1, 1, step=2.0))
+    np.testing.assert_allclose(answers(of, seen), 0.3, atol=0.1)
 
 
 def test_ppo_comes_first_and_the_policy_then_moves_at_refinements_only(tiny: dict[str, Any], tmp_path: Path) -> None:
     policies: dict[str, list[dict[str, torch.Tensor]]] = {}
-    for name, more in (("plain", {}), ("refined", {"refinement": {"after": 1, "every": 2}})):
+    for name, more in (("plain", {}), ("refined", {"refinement": {"after": 1, "every": 2, "pool": 2}})):
         kept = policies.setdefault(name, [])
         out = tmp_path / name
 
@@ -124,7 +137,7 @@ def test_ppo_comes_first_and_the_policy_then_moves_at_refinements_only(tiny: dic
 
 
 def test_a_resumed_training_keeps_its_detours(tiny: dict[str, Any], tmp_path: Path) -> None:
-    recipe = Recipe.from_dict(entries(tiny, refinement={"after": 1, "every": 4}))
+    recipe = Recipe.from_dict(entries(tiny, refinement={"after": 1, "every": 4, "pool": 4}))
     whole = Controller.load(train(recipe, tmp_path / "whole"))
 
     def stop(done: int, *_: Any) -> None:
@@ -133,21 +146,26 @@ def test_a_resumed_training_keeps_its_detours(tiny: dict[str, Any], tmp_path: Pa
 
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "stopped", progress=stop)
-    assert len(read_checkpoint(tmp_path / "stopped")["pool"]) > 0
+    assert len(read_checkpoint(tmp_path / "stopped")["pool"]) == 3
     assert Controller.load(train(out=tmp_path / "stopped", resume=True)) == whole
+
+
+def refining(**more: Any) -> dict[str, Any]:
+    return {"refinement": {"after": 1, "every": 2, "pool": 2, **more}}
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"refinement": {"after": 1, "every": 3}}, "every = 3 rollouts at a time, .* the 4 that are left after 1 of 5"),
-        ({"refinement": {"after": 5, "every": 1}}, "the 0 that are left after 5 of 5"),
-        ({"refinement": {"after": 1}}, "refinement: .*every"),
-        ({"refinement": {"after": -1, "every": 2}}, "refinement.after must be an integer, at least 0, got -1"),
-        ({"refinement": {"after": 1, "every": 2.0}}, "refinement.every must be an integer, at least 1, got 2.0"),
-        ({"refinement": {"after": 1, "every": 2, "step": 0}}, "refinement.step must be a positive number, got 0"),
-        ({"refinement": {"after": 1, "every": 2, "steps": 1}}, "refinement: .*steps"),
-        ({"refinement": {"after": 1, "every": 2}, "siblings": {"hold": 3}}, "set siblings.branch = true"),
+        (refining(every=3), "every = 3 rollouts at a time, .* the 4 that are left after 1 of 5"),
+        (refining(after=5, every=1), "the 0 that are left after 5 of 5"),
+        ({"refinement": {"after": 1, "every": 2}}, "refinement: .*pool"),
+        (refining(after=-1), "refinement.after must be an integer, at least 0, got -1"),
+        (refining(every=2.0), "refinement.every must be an integer, at least 1, got 2.0"),
+        (refining(pool=0), "refinement.pool must be an integer, at least 1, got 0"),
+        (refining(step=0), "refinement.step must be a positive number, got 0"),
+        (refining(steps=1), "refinement: .*steps"),
+        ({**refining(), "siblings": {"hold": 3}}, "set siblings.branch = true"),
     ],
 )
 def test_what_is_refused(tiny: dict[str, Any], more: dict[str, Any], message: str) -> None:
