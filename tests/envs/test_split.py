@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from rlrate.envs.workloads import make_workload, workload_names
 from rlrate.errors import ConfigError
 from rlrate.experiments.suite import load_suite
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LOADERS = {
     "load_digits": "digits",
     "load_diabetes": "diabetes",
@@ -26,6 +28,8 @@ LOADERS = {
     "load_iris": "iris",
     "load_sample_image": "photos",
 }
+#: Recipes that are not bundled.
+OURS = [path for kind in ("ablations", "candidates") for path in sorted((EXPERIMENTS / kind).glob("*.toml"))]
 OPTIMIZERS = {"sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"}
 
 
@@ -103,8 +107,8 @@ def test_the_record_of_what_is_reached_can_fail(reached: set[str]) -> None:
     assert reached == {"digits", "descriptions"}
 
 
-@pytest.mark.parametrize("name", ["default", "validated"])
-def test_a_recipe_of_ours_trains_on_the_training_part(name: str) -> None:
+@pytest.mark.parametrize("name", ["default", "validated", *OURS], ids=lambda name: Path(name).stem)
+def test_a_recipe_of_ours_trains_on_the_training_part(name: str | Path) -> None:
     workloads = Recipe.load(name).environment["workload"]
     assert set(workloads) <= set(load_part("training").families)
 
