@@ -19,7 +19,7 @@ from rlrate.envs.workload import check_workload
 from rlrate.errors import ConfigError, WorkloadError
 
 SPEC = ControlSpec(tuple(SIGNALS), Cadence(decisions=12, first=5, ramp=4))
-NEW = slice(len(USUAL), None)
+NEW = slice(len(USUAL), len(USUAL) + 3)
 KNOWN = SPEC.signals.index("validation_known")
 
 
