@@ -59,7 +59,7 @@ def test_more_than_two_siblings_are_fitted_a_line() -> None:
     buffer.actions[1:3, :, 0] = 0.1 + noise
     buffer.values[1:3] = 1.0
     # Half a nat for the longest detour, and something that no line explains.
-    buffer.rewards[3] = 0.5 * noise * 2 / DETOUR + 0.01 * np.array([1.0, 1.0, 1.0, 1.0])
+    buffer.rewards[3] = 0.5 * noise * 2 / DETOUR + 0.01 * np.array([3.0, 1.0, -1.0, -3.0])
     assert float(Detours.of(buffer, 4).worth[0]) == pytest.approx(0.5, abs=1e-5)
 
 
