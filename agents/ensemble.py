@@ -1,4 +1,4 @@
-"""Several trainings of one recipe, each from a seed of its own, and the mean of their policies as one network."""
+"""Trainings that consist of several: one after the other, or each from a seed of its own and the mean of all."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from rlrate.agents.recipe import Recipe
 from rlrate.controller import Controller
 from rlrate.errors import ConfigError
 
+#: Folder, within that of a training, of what comes first.
+FIRST = "first"
+
 
 def members(recipe: Recipe) -> list[Recipe]:
     """The recipe of each training: the same but for its seed, which counts up from ``recipe.seed``."""
@@ -32,9 +35,13 @@ def folder_of(out: Path, member: Recipe) -> Path:
 
 
 def begun_folders(out: Path, recipe: Recipe) -> list[Path]:
-    """The folders of a training that hold a checkpoint; if none does, the one that would hold the first."""
+    """The folders of a training's seeds that hold a checkpoint; if none does, the one that would hold the first."""
     folders = [folder_of(out, member) for member in members(recipe)] if recipe.seeds > 1 else [out]
-    return [folder for folder in folders if has_checkpoint(folder)] or folders[:1]
+    return [folder for folder in folders if _has_checkpoint(folder)] or folders[:1]
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return has_checkpoint(folder) or ((folder / FIRST).is_dir() and _has_checkpoint(folder / FIRST))
 
 
 def rollouts_done(out: Path, recipe: Recipe) -> int:
@@ -43,7 +50,14 @@ def rollouts_done(out: Path, recipe: Recipe) -> int:
     Raises:
         ConfigError: when none is.
     """
-    return sum(len(json.loads(read_checkpoint(folder)["rows"])) for folder in begun_folders(out, recipe))
+    return sum(_rollouts_done(folder, recipe) for folder in begun_folders(out, recipe))
+
+
+def _rollouts_done(folder: Path, recipe: Recipe) -> int:
+    first = recipe.first_recipe
+    if first and not has_checkpoint(folder):
+        return _rollouts_done(folder / FIRST, first)
+    return recipe.rollouts - recipe.iterations + len(json.loads(read_checkpoint(folder)["rows"]))
 
 
 def gather_progress(recipe: Recipe, out: Path) -> None:

@@ -12,7 +12,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 
-from rlrate.agents.ensemble import begun_folders, mean_of
+from rlrate.agents.checkpoint import has_checkpoint
+from rlrate.agents.ensemble import FIRST, begun_folders, mean_of
 from rlrate.control import ControlSpec
 from rlrate.controller import Controller, Head, linear_layers
 from rlrate.errors import ConfigError
@@ -44,11 +45,11 @@ def controller_from(model: BaseAlgorithm, spec: ControlSpec, provenance: Mapping
     return Controller(layers, spec, activation, head, dict(provenance or {}))
 
 
-def begin_with(model: BaseAlgorithm, controller: Controller) -> None:
+def begin_with(model: BaseAlgorithm, controller: Controller, *, freeze: bool = True) -> None:
     """Gives the policy of an SB3 model the weights of a controller; the inverse of :func:`controller_from`.
 
-    A policy that sees further signals does not heed them at first. What it makes of them is then all that is learned:
-    where they are zero, the controller stays what it was.
+    A policy that sees further signals does not heed them at first. Unless ``freeze`` is off, what it makes of them is
+    then all that is learned: where they are zero, the controller stays what it was.
 
     Raises:
         ConfigError: when the controller is of another kind than the model's policy.
@@ -75,7 +76,7 @@ def begin_with(model: BaseAlgorithm, controller: Controller) -> None:
             # What an untrained value function says is noise, which would pull a good policy apart.
             value_net.weight.zero_()
             value_net.bias.zero_()
-    if further:
+    if further and freeze:
         for layer in linear:
             layer.requires_grad_(False)
         linear[0].weight.requires_grad_(True)
@@ -116,8 +117,11 @@ def export(run: str | Path, path: str | Path | None = None, *, trust: bool = Fal
 
 
 def _from_folder(run: Path) -> Controller:
+    from rlrate.agents.record import recorded_recipe
     from rlrate.agents.train import restore
 
+    if recorded_recipe(run).first and not has_checkpoint(run):  # what comes first is all there is so far
+        return _from_folder(run / FIRST)
     model, recipe, provenance = restore(run)
     return controller_from(model, recipe.spec, provenance)
 

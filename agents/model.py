@@ -9,7 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 from rlrate.agents.export import begin_with
-from rlrate.agents.recipe import ON_POLICY, Recipe, network_of
+from rlrate.agents.recipe import ON_POLICY, Recipe
 from rlrate.agents.refinement import Refinement, RefiningPPO
 from rlrate.agents.rollout import BranchingPolicy, BranchRolloutBuffer, HeldNoisePolicy, SiblingRolloutBuffer
 from rlrate.agents.vecenv import PopulationVecEnv
@@ -27,18 +27,17 @@ ALGORITHM_CLASSES: dict[str, type[BaseAlgorithm]] = {
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
-def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
-    """The SB3 model of a recipe, with fresh weights."""
+def make_model(recipe: Recipe, env: PopulationVecEnv, initial: Controller | None = None) -> BaseAlgorithm:
+    """The SB3 model of a recipe, with fresh weights or those of a controller, ``initial`` or what the recipe names."""
     settings = dict(recipe.algorithm)
-    policy = dict(recipe.policy)
-    initial = Controller.load(recipe.initial) if recipe.initial else None
-    if initial is not None:
-        policy |= network_of(initial)
-    activation = policy.pop("activation", "tanh")
+    policy = recipe.policy | recipe.network
+    if recipe.initial:
+        initial = Controller.load(recipe.initial)
+    activation = policy.pop("activation")
     if activation not in _ACTIVATIONS:
         raise ConfigError(f"unknown activation {activation!r}; known: tanh, relu")
     policy_kwargs: dict[str, Any] = {
-        "net_arch": list(policy.pop("net", [64, 64])),
+        "net_arch": list(policy.pop("net")),
         "activation_fn": _ACTIVATIONS[activation],
         **policy,
     }
@@ -77,7 +76,7 @@ def make_model(recipe: Recipe, env: PopulationVecEnv) -> BaseAlgorithm:
     except TypeError as error:
         raise ConfigError(f"recipe {recipe.name!r}: {recipe.algo} refuses it: {error}") from None
     if initial is not None:
-        begin_with(model, initial)
+        begin_with(model, initial, freeze=not recipe.refinement)
     return model
 
 

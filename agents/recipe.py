@@ -44,7 +44,8 @@ class Recipe:
         cadence: Settings of :class:`rlrate.control.Cadence`.
         rules: Settings of :class:`rlrate.control.Action`; false switches a rule off, as None does there.
         signals: Names of the signals; empty for :data:`rlrate.control.USUAL`. In a training that begins with a
-            controller: its own and further ones; then only what to make of the further ones is learned.
+            controller: its own and further ones; then only what to make of the further ones is learned, but where the
+            training has a refinement, which fits all.
         policy: Hidden layer widths ("net"), "activation" (tanh or relu), "log_std_init".
         algorithm: Keyword arguments of the SB3 algorithm.
         relative_reward: Whether each run is paid relative to the mean of its population.
@@ -54,6 +55,8 @@ class Recipe:
         anneal_learning_rate: Whether the policy's own learning rate goes linearly to zero.
         initial: Controller whose policy the training begins with, a bundled name or a file; empty for a fresh one.
             Its specification and its network are then those of the training.
+        first: Entries of another recipe, whose training comes first and gives that controller; in a file the name of a
+            bundled recipe, or a path seen from the file. Its seed is this recipe's. Empty for none.
         imitation: Settings of :class:`rlrate.agents.imitation.Imitation`, with which the policy begins by imitating the
             best open-loop schedules; empty for none.
         refinement: Settings of :class:`rlrate.agents.refinement.Refinement`, with which the training ends; empty for
@@ -78,6 +81,7 @@ class Recipe:
     siblings: dict[str, Any] = field(default_factory=dict)
     anneal_learning_rate: bool = True
     initial: str = ""
+    first: dict[str, Any] = field(default_factory=dict)
     imitation: dict[str, Any] = field(default_factory=dict)
     refinement: dict[str, Any] = field(default_factory=dict)
 
@@ -92,8 +96,10 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, got {value!r}")
-        if self.initial:
-            self._check_initial()
+        if self.first:
+            self._check_first()
+        if self.initial or self.first:
+            self._check_beginning()
         if self.imitation:
             self._check_imitation()
         if self.siblings:
@@ -125,14 +131,23 @@ class Recipe:
                 "siblings teach PPO with continuous actions only; leave out siblings, or change the others"
             )
 
-    def _check_initial(self) -> None:
+    def _check_first(self) -> None:
+        if self.initial or self.imitation:
+            raise ConfigError("a training has one beginning: leave out first, or initial and imitation")
+        own = sorted({"seed", "seeds"} & set(self.first))
+        if own:
+            raise ConfigError(f"the training that comes first has the seed of the recipe; leave out first.{own[0]}")
+        if self.first.get("algo", "ppo") not in ON_POLICY:
+            raise ConfigError(f"only {' and '.join(ON_POLICY)} can come first, not {self.first['algo']}")
+
+    def _check_beginning(self) -> None:
         if self.algo not in ON_POLICY:
             raise ConfigError(f"only {' and '.join(ON_POLICY)} can begin with a controller, not {self.algo}")
-        if not (self.cadence or self.rules or self.policy):
+        beginning = self._beginning()
+        if beginning is None or not (self.cadence or self.rules or self.policy):
             return
         # What an extended recipe brings along may stand there, as long as it is what the controller has.
-        controller = Controller.load(self.initial)
-        spec, network = controller.spec, network_of(controller)
+        _, spec, network = beginning
         other = {
             "cadence": any(getattr(spec.cadence, name, ...) != value for name, value in self.cadence.items()),
             "rules": any(getattr(spec.action, name, ...) != value for name, value in _or_none(self.rules).items()),
@@ -182,9 +197,24 @@ class Recipe:
         Raises:
             ConfigError: when there is no such recipe, or it has an unknown or illegal entry.
         """
-        path = Path(source) if Path(source).suffix == ".toml" else _bundled(str(source))
+        return cls._load(Path(source) if Path(source).suffix == ".toml" else _bundled(str(source)), ())
+
+    @classmethod
+    def _load(cls, path: Path, above: tuple[Path, ...]) -> Recipe:
+        """A file; ``above`` are those before which its training comes."""
         try:
-            return cls.from_dict({"name": path.stem, **read_extending(path, _bundled)})
+            data = {"name": path.stem, **read_extending(path, _bundled)}
+            if isinstance(data.get("first"), str):
+                name = data["first"]
+                other, above = (
+                    path.parent / name if name.endswith(".toml") else _bundled(name),
+                    (*above, path.resolve()),
+                )
+                if other.resolve() in above:
+                    raise ConfigError(f"{path}: first = {name!r} leads back to the file itself")
+                first = cls._load(other, above).to_dict()
+                data["first"] = {key: value for key, value in first.items() if key not in ("seed", "seeds")}
+            return cls.from_dict(data)
         except OSError as error:
             raise ConfigError(f"cannot read the recipe {error.filename}: {error.strerror}") from None
 
@@ -211,17 +241,18 @@ class Recipe:
     @property
     def spec(self) -> ControlSpec:
         """Signals, cadence and action of the controller."""
-        if self.initial:
-            spec = Controller.load(self.initial).spec
+        beginning = self._beginning()
+        if beginning is not None:
+            source, spec, _ = beginning
             own = len(spec.signals)
             if self.signals and (self.signals[:own] != spec.signals or len(self.signals) == own):
                 raise ConfigError(
-                    f"a training that begins with {self.initial} sees that controller's {own} signals, in their order, "
+                    f"a training that begins with {source} sees that controller's {own} signals, in their order, "
                     "and further ones after them; leave out signals, or add to those that `rlrate inspect` lists"
                 )
             kind = "continuous" if spec.action.multipliers is None else "discrete"
             if self.action != kind:
-                raise ConfigError(f"the controller {self.initial} has {kind} actions; set action to {kind}")
+                raise ConfigError(f"the controller {source} has {kind} actions; set action to {kind}")
             return dataclasses.replace(spec, signals=self.signals) if self.signals else spec
         rules = _or_none(self.rules)
         if self.action == "discrete":
@@ -234,6 +265,36 @@ class Recipe:
             raise ConfigError(f"recipe {self.name!r}: {error}") from None
         spec = ControlSpec(cadence=cadence, action=action)
         return dataclasses.replace(spec, signals=self.signals) if self.signals else spec
+
+    @property
+    def first_recipe(self) -> Recipe | None:
+        """The recipe whose training comes first."""
+        return Recipe.from_dict(self.first | {"seed": self.seed}) if self.first else None
+
+    @property
+    def rollouts(self) -> int:
+        """Rollouts of the whole training, with those that come first."""
+        first = self.first_recipe
+        return self.iterations + (first.rollouts if first else 0)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The policy's hidden widths and activation, as the entries "net" and "activation" of ``policy``."""
+        beginning = self._beginning()
+        if beginning is not None:
+            return beginning[2]
+        return {"net": list(self.policy.get("net", [64, 64])), "activation": self.policy.get("activation", "tanh")}
+
+    def _beginning(self) -> tuple[str, ControlSpec, dict[str, Any]] | None:
+        """Name, specification and network of the controller that the training begins with."""
+        first = self.first_recipe
+        if first:
+            return f"that of the recipe {first.name}", first.spec, first.network
+        if not self.initial:
+            return None
+        controller = Controller.load(self.initial)
+        net = [len(bias) for _, bias in controller.layers[:-1]]
+        return self.initial, controller.spec, {"net": net, "activation": controller.activation}
 
     @property
     def episode_length(self) -> int:
@@ -260,11 +321,6 @@ class Recipe:
                 f"got {shortest}; raise environment.steps or lower cadence.decisions"
             )
         return env
-
-
-def network_of(controller: Controller) -> dict[str, Any]:
-    """A controller's network, as the entries "net" and "activation" of :attr:`Recipe.policy`."""
-    return {"net": [len(bias) for _, bias in controller.layers[:-1]], "activation": controller.activation}
 
 
 def _or_none(rules: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, configure
 
 from rlrate.agents.checkpoint import has_checkpoint, read_checkpoint, restore_state, write_checkpoint
-from rlrate.agents.ensemble import folder_of, gather_progress, mean_of, members, rollouts_done
+from rlrate.agents.ensemble import FIRST, folder_of, gather_progress, mean_of, members, rollouts_done
 from rlrate.agents.export import begin_with, controller_from, export
 from rlrate.agents.imitation import Imitation, imitate
 from rlrate.agents.metrics import RolloutMetrics, write_csv
@@ -44,7 +44,8 @@ def train(
     The folder receives ``controller.safetensors``, ``ppo.zip`` (named after the algorithm), ``progress.csv``,
     ``config.json`` (recipe, specification and versions), ``checkpoint.pt`` and, with TensorBoard installed,
     ``tensorboard/``. The same recipe on the same machine gives the same controller. A checkpoint is written after every
-    rollout, so an interrupted training loses at most one.
+    rollout, so an interrupted training loses at most one. What comes ``first`` in the recipe is trained in the folder
+    ``first``, which receives the same.
 
     A recipe of several ``seeds`` is trained once for each, in folders ``seed-0``, ``seed-1`` and so on that receive all
     of this; ``out`` itself then receives the mean of their policies as one controller, ``progress.csv`` with the rows
@@ -85,20 +86,31 @@ def _train_seeds(recipe: Recipe, out: Path, workers: int, backend: str, progress
     controllers = []
     for index, member in enumerate(members(recipe)):
         folder = folder_of(out, member)
-        begun = (folder / "config.json").exists()
 
         def report(done: int, total: int, figures: dict[str, float], before: int = index) -> None:
             gather_progress(recipe, out)
             if progress is not None:
                 progress(before * total + done, recipe.seeds * total, figures)
 
-        if begun and has_checkpoint(folder) and rollouts_done(folder, member) >= member.iterations:
-            path = export(folder)
-        else:
-            path = _train_one(member, folder, {out: recipe, folder: member}, begun, workers, backend, report)
+        path = _train_part(member, folder, {out: recipe, folder: member}, workers, backend, report)
         controllers.append(Controller.load(path))
     gather_progress(recipe, out)
     return mean_of(controllers, provenance(recipe)).save(out / "controller.safetensors")
+
+
+def _train_part(
+    recipe: Recipe,
+    out: Path,
+    records: Mapping[Path, Recipe],
+    workers: int,
+    backend: str,
+    progress: Progress | None,
+) -> Path:
+    """A training that is part of another one: continued where it was stopped, and left alone where it is done."""
+    begun = (out / "config.json").exists()
+    if begun and has_checkpoint(out) and rollouts_done(out, recipe) >= recipe.rollouts:
+        return export(out)
+    return _train_one(recipe, out, records, begun, workers, backend, progress)
 
 
 def _train_one(
@@ -113,12 +125,24 @@ def _train_one(
     """One training; ``records`` says what to note in which folder once it is certain that it can begin."""
     # A training that was stopped in its first rollout has no checkpoint yet, and begins again.
     state = read_checkpoint(out) if resume and has_checkpoint(out) else None
+    initial = None
+    first = recipe.first_recipe
+    if first:
+        before, total = first.rollouts, recipe.rollouts
+        if state is None:
+            # Made for its errors alone: what is wrong with a recipe is told before hours are spent on what comes first.
+            make_model(recipe, PopulationVecEnv(recipe.make_env(), recipe.seed))
+            folder = out / FIRST
+            counted = _counted(progress, 0, total)
+            path = _train_part(first, folder, {**records, folder: first}, workers, backend, counted)
+            initial = Controller.load(path)
+        progress = _counted(progress, before, total)
     env = PopulationVecEnv(recipe.make_env(workers, backend), recipe.seed, relative=recipe.relative_reward)
     threads = torch.get_num_threads()
     # The networks are small: threads that wait for each other cost more than they give, above all on a busy machine.
     torch.set_num_threads(1)
     try:
-        model = make_model(recipe, env)
+        model = make_model(recipe, env, initial)
         env.env.start()
         if not resume:  # only now, so that a recipe or a cluster that is refused leaves the folder free
             for folder, recorded in records.items():
@@ -135,7 +159,6 @@ def _first_policy(recipe: Recipe, out: Path, workers: int, progress: Progress | 
     """The policy of the recipe's imitation; kept, so that a resumed training need not repeat it."""
     path = out / "imitation.safetensors"
     if not path.exists():
-        policy = recipe.policy
         tenths = 0
 
         def report(done: int, total: int) -> None:
@@ -147,13 +170,19 @@ def _first_policy(recipe: Recipe, out: Path, workers: int, progress: Progress | 
         imitate(
             Imitation(**recipe.imitation),
             recipe.make_env().config,
-            net=policy.get("net", [64, 64]),
-            activation=policy.get("activation", "tanh"),
+            **recipe.network,
             seed=recipe.seed,
             workers=workers,
             progress=report,
         ).save(path)
     return Controller.load(path)
+
+
+def _counted(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Tells rollouts of a part as rollouts of the whole."""
+    if progress is None:
+        return None
+    return lambda done, _, figures: progress(before + done, total, figures)
 
 
 def _learn(

@@ -187,7 +187,7 @@ def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     if changes.get("algo", recipe.algo) != recipe.algo:
         # Other algorithms do not know these settings, or mean something else by them.
         data["algorithm"] = {}
-        data["siblings"] = {}
+        data |= {"siblings": {}, "refinement": {}, "first": {}}
         data["policy"] = {name: value for name, value in data["policy"].items() if name in ("net", "activation")}
     if "runs" in changes and "batch_size" in data["algorithm"]:
         # As many minibatches as the recipe has, so that all are full.
@@ -195,8 +195,10 @@ def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
         data["algorithm"]["batch_size"] = max(2, round(share * changes["runs"]))
     if changes.get("initial"):
         # What the controller brings with it.
-        data |= {"cadence": {}, "rules": {}, "signals": [], "imitation": {}}
+        data |= {"cadence": {}, "rules": {}, "signals": [], "imitation": {}, "first": {}}
         data["policy"] = {name: value for name, value in data["policy"].items() if name not in ("net", "activation")}
+    if data["first"]:
+        data["first"] |= {"environment": data["first"].get("environment", {}) | changes.get("environment", {})}
     environment = data["environment"] | changes.get("environment", {})
     changed = Recipe.from_dict(data | changes | {"environment": environment})
     if recipe.algorithm and not changed.algorithm:

@@ -93,6 +93,28 @@ def test_train_with_several_seeds_counts_their_rollouts(recipe: Path, tmp_path: 
     assert len(used.layers[0][1]) == 2 * len(one.layers[0][1])
 
 
+@pytest.mark.parametrize("given", [(), ("--algo", "a2c"), ("--from", "first.safetensors")])
+def test_options_and_what_comes_first(given: tuple[str, ...], recipe: Path, tmp_path: Path) -> None:
+    two = tmp_path / "two.toml"
+    two.write_text('extends = "tiny.toml"\nfirst = "tiny.toml"\niterations = 1\n')
+    if "--from" in given:
+        assert run("train", "--recipe", recipe, "--out", tmp_path / "alone", *ALONE).exit_code == 0
+        given = ("--from", str(tmp_path / "alone" / "controller.safetensors"))
+    options = ("--seed", 5, "--workload", "wine-mlp", "--steps", 70, *given, *ALONE)
+    result = run("train", "--recipe", two, "--out", tmp_path / "run", *options)
+    assert result.exit_code == 0, result.output
+    used = Controller.load(tmp_path / "run/controller.safetensors").provenance["recipe"]
+    assert (tmp_path / "run" / "first").exists() == (not given)
+    if given:  # a controller takes its place, and what another algorithm does not know is left out
+        assert used["first"] == {} and "rollout 1/1  return " in result.stderr
+        return
+    assert "rollout 1/3  return " in result.stderr and "rollout 3/3  return " in result.stderr
+    first = Controller.load(tmp_path / "run/first/controller.safetensors").provenance["recipe"]
+    for one in (used, first):
+        assert (one["seed"], one["environment"]["workload"], one["environment"]["steps"]) == (5, "wine-mlp", 70)
+    assert (used["iterations"], first["iterations"]) == (1, 2)
+
+
 def test_train_with_another_algorithm_drops_settings_of_the_first(recipe: Path, tmp_path: Path) -> None:
     arguments = ("train", "--recipe", recipe, "--out", tmp_path / "run", "--algo", "a2c", "--action", "discrete")
     result = run(*arguments, "--iterations", 1, *ALONE)
