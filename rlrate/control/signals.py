@@ -113,7 +113,7 @@ class Signals:
     no meaningful ratio).
 
     Args:
-        names: The signals, in order; None for :data:`USUAL`, which are all but those of a validation loss.
+        names: The signals, in order; None for :data:`USUAL`, which are all but those of a validation loss and of the optimizer.
         runs: N, the number of runs.
 
     Raises:
@@ -138,7 +138,7 @@ class Signals:
         # Validation losses, and the training losses of the intervals at whose end they were reported.
         self.validation, self.validation_first, self.validation_best = (nan.copy() for _ in range(3))
         self.fitted, self.fitted_first, self.fitted_best = (nan.copy() for _ in range(3))
-        self._validated = any(name not in USUAL for name in self.names)
+        self._validated = any(name.startswith("validation_") for name in self.names)
         self.action_mean = np.zeros(runs)
 
     @property
