@@ -113,7 +113,7 @@ class Signals:
     no meaningful ratio).
 
     Args:
-        names: The signals, in order; None for :data:`USUAL`, which are all but those of a validation loss and of the optimizer.
+        names: The signals, in order; None for :data:`USUAL`, all but those of a validation loss and of the optimizer.
         runs: N, the number of runs.
 
     Raises:
