@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -24,8 +27,17 @@ __all__ = ["Detours", "Refinement", "RefiningPPO", "refine"]
 #: Nats that a detour counts for at most, either way: where a loss can fall to nothing, one would drown all others.
 MOST = 1.0
 
-#: Detours of one step of a fit, and the size of its steps (Adam's, falling to zero).
-BATCH, RATE = 256, 1e-3
+#: The regression: how far apart, in standard deviations summed over signals, two situations tell e times less of each
+#: other, and how much of what was seen is taken for luck. Out of sample the worth that it tells is then neither
+#: exaggerated nor belittled, and half or twice of either is as good (experiments/LOG.md, entry 58).
+LENGTH, LUCK = 10.0, 6.0
+
+#: What the policy is taught the regression by: the beginnings of detours, and so many others around each, at so many
+#: standard deviations, where it would otherwise make something up.
+AROUND, FAR = 5, 0.5
+
+#: Situations in one step of that, and the size of its steps (Adam's, falling to zero).
+BATCH, RATE = 256, 3e-3
 
 
 @dataclass(frozen=True)
@@ -34,17 +46,17 @@ class Refinement:
 
     PPO takes a few small steps on each rollout and forgets it; what tells the better detour is then too faint to be
     seen. From ``after`` on the policy stays as it is for ``every`` rollouts, and then moves at once, to what the
-    detours of the last ``pool`` rollouts say: a least-squares fit of its answers to those that were given where the
-    detours began plus ``step`` times their worth, for so many ``epochs``. (Policy iteration, with the policy itself as
-    the regression; 1 / step is the curvature that a return is taken to have, so what an earlier policy did still tells
-    where the best answer lies.)
+    detours of the last ``pool`` rollouts say. A kernel ridge regression finds how far the best answer lies from the
+    policy's: the answer that was given where a detour began, plus ``step`` times its worth. The policy then learns to
+    answer so, in so many ``epochs``. (Policy iteration; 1 / step is the curvature that a return is taken to have, so
+    what an earlier policy did still tells where the best answer lies.)
 
     Attributes:
         after: Rollouts of PPO before.
         every: Rollouts from one refinement to the next.
         pool: Rollouts whose detours are remembered.
         step: Action per nat.
-        epochs: How often each detour is gone through in a fit.
+        epochs: How often each situation is gone through when the policy learns what the regression says.
 
     Raises:
         ConfigError: for a number that is not positive (``after`` may be 0).
@@ -54,7 +66,7 @@ class Refinement:
     every: int
     pool: int
     step: float = 2.5
-    epochs: int = 40
+    epochs: int = 60
 
     def __post_init__(self) -> None:
         for name, least in (("after", 0), ("every", 1), ("pool", 1), ("epochs", 1)):
@@ -110,7 +122,11 @@ class Detours:
 
 
 def refine(policy: ActorCriticPolicy, detours: Detours, settings: Refinement) -> float:
-    """Moves a policy's answers towards the better side of detours; shuffles with torch's global generator.
+    """Moves a policy's answers towards the better side of detours; draws on no global generator.
+
+    A network that is fitted to the detours themselves finds a third of what can be told (experiments/LOG.md, entry 58):
+    their luck is five times what they tell. So a regression that knows how much is luck comes first, and the network
+    then imitates what has no luck in it any more.
 
     Returns:
         Root mean square of how far the answers at the detours' beginnings moved.
@@ -118,14 +134,25 @@ def refine(policy: ActorCriticPolicy, detours: Detours, settings: Refinement) ->
     seen = detours.observations
     with torch.no_grad():
         before = _answers(policy, seen)
-    target = detours.answers + settings.step * detours.worth
+    # Where nothing is known it says zero, and the policy stays.
+    ridge = KernelRidge(alpha=LUCK, kernel="laplacian", gamma=1.0 / LENGTH)
+    regression = make_pipeline(StandardScaler(), ridge)
+    regression.fit(_double(seen), _double(detours.answers - before + settings.step * detours.worth))
+    generator = torch.Generator().manual_seed(0)
+    spread = FAR * seen.std(dim=0)
+    around = [seen + spread * torch.randn(seen.shape, generator=generator) for _ in range(AROUND)]
+    situations = torch.cat([seen, *around])
+    with torch.no_grad():
+        target = _answers(policy, situations) + _tensor(
+            np.concatenate([regression.predict(_double(part)) for part in (seen, *around)])
+        )
     parameters = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=RATE)
-    batches = -(-len(seen) // BATCH)
+    batches = -(-len(situations) // BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, settings.epochs * batches)
     for _ in range(settings.epochs):
-        for rows in torch.split(torch.randperm(len(seen)), BATCH):
-            loss = mse_loss(_answers(policy, seen[rows]), target[rows])
+        for rows in torch.split(torch.randperm(len(situations), generator=generator), BATCH):
+            loss = mse_loss(_answers(policy, situations[rows]), target[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -173,6 +200,10 @@ class RefiningPPO(PPO):
 def _answers(policy: ActorCriticPolicy, observations: Tensor) -> Tensor:
     answers: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(observations))
     return answers[:, 0]
+
+
+def _double(values: Tensor) -> NDArray[np.float64]:
+    return np.asarray(values.numpy(), np.float64)
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:

@@ -83,7 +83,7 @@ def answers(of: BranchingPolicy, seen: torch.Tensor) -> torch.Tensor:
 
 def test_answers_move_to_the_better_side_though_luck_is_ten_times_larger() -> None:
     generator = torch.Generator().manual_seed(1)
-    seen = torch.randn(20_000, 3, generator=generator)
+    seen = torch.randn(3_000, 3, generator=generator)
     truth = 0.05 * torch.sign(seen[:, 1])
     luck = 0.5 * torch.randn(len(seen), generator=generator)
     of, fresh = policy(), torch.randn(2_000, 3, generator=generator)
