@@ -29,7 +29,7 @@ MOST = 1.0
 
 #: The regression: how far apart, in standard deviations summed over signals, two situations tell e times less of each
 #: other, and how much of what was seen is taken for luck. Out of sample the worth that it tells is then neither
-#: exaggerated nor belittled, and half or twice of either is as good (experiments/LOG.md, entry 58).
+#: exaggerated nor belittled, and half or twice the length is nearly as good (experiments/LOG.md, entry 58).
 LENGTH, LUCK = 10.0, 6.0
 
 #: What the policy is taught the regression by: the beginnings of detours, and so many others around each, at so many
@@ -124,8 +124,8 @@ class Detours:
 def refine(policy: ActorCriticPolicy, detours: Detours, settings: Refinement) -> float:
     """Moves a policy's answers towards the better side of detours; draws on no global generator.
 
-    A network that is fitted to the detours themselves finds a third of what can be told (experiments/LOG.md, entry 58):
-    their luck is five times what they tell. So a regression that knows how much is luck comes first, and the network
+    A network that is fitted to the detours themselves finds less of what can be told (experiments/LOG.md, entry 58):
+    their luck is several times what they tell. So a regression that knows how much is luck comes first, and the network
     then imitates what has no luck in it any more.
 
     Returns:
