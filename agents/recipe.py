@@ -245,10 +245,10 @@ class Recipe:
         if beginning is not None:
             source, spec, _ = beginning
             own = len(spec.signals)
-            if self.signals and (self.signals[:own] != spec.signals or len(self.signals) == own):
+            if self.signals and self.signals[:own] != spec.signals:
                 raise ConfigError(
-                    f"a training that begins with {source} sees that controller's {own} signals, in their order, "
-                    "and further ones after them; leave out signals, or add to those that `rlrate inspect` lists"
+                    f"a training that begins with {source} sees that controller's {own} signals, in their order, and "
+                    "at most further ones after them; leave out signals, or add to those that `rlrate inspect` lists"
                 )
             kind = "continuous" if spec.action.multipliers is None else "discrete"
             if self.action != kind:

@@ -20,13 +20,15 @@ def entries(tiny: dict[str, Any], initial: Path | str, **more: Any) -> dict[str,
 
 
 def test_it_begins_where_the_controller_stands(tiny: dict[str, Any], trained: Path, tmp_path: Path) -> None:
-    before = Controller.load(trained / "controller.safetensors")
+    path = trained / "controller.safetensors"
+    before = Controller.load(path)
     settings = {**tiny["algorithm"], "learning_rate": 1e-12}
-    recipe = Recipe.from_dict(entries(tiny, trained / "controller.safetensors", algorithm=settings))
+    recipe = Recipe.from_dict(entries(tiny, path, algorithm=settings))
     after = Controller.load(train(recipe, tmp_path / "same"))
     observations = np.random.default_rng(0).normal(size=(50, len(before.spec.signals))).astype(np.float32)
     np.testing.assert_allclose(after.act(observations), before.act(observations), atol=1e-5)
     assert after.spec == before.spec
+    assert Recipe.from_dict(entries(tiny, path, signals=list(before.spec.signals))).spec == before.spec
 
 
 def test_it_learns_from_there_and_can_be_resumed(tiny: dict[str, Any], trained: Path, tmp_path: Path) -> None:
@@ -73,8 +75,8 @@ def test_what_it_makes_of_them_can_be_resumed(tiny: dict[str, Any], trained: Pat
         ({"policy": {"net": [8]}}, "takes net from it"),
         ({"algo": "sac"}, "only ppo and a2c"),
         ({"action": "discrete"}, "has continuous actions"),
-        ({"signals": list(USUAL)}, "and further ones after them"),
-        ({"signals": list(reversed(SIGNALS))}, "and further ones after them"),
+        ({"signals": list(USUAL[:-1])}, "at most further ones after them"),
+        ({"signals": list(reversed(SIGNALS))}, "at most further ones after them"),
     ],
 )
 def test_what_does_not_fit_is_refused(
