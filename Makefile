@@ -54,7 +54,7 @@ types: $(VENV)/.dev farm
 .PHONY: imports
 imports: $(VENV)/.dev farm
 	@echo "import contracts"
-	@cd build/farm; ../../$(BIN)/lint-imports --no-cache --no-logo --config ../../pyproject.toml \
+	@cd build/farm; ../../$(BIN)/lint-imports --no-cache --no-logo ../../pyproject.toml \
 		> ../imports.txt || { cat ../imports.txt; exit 1; }
 
 # The package as it looks when installed, made of links: see [tool.mypy] in pyproject.toml.
