@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rlrate import Controller
 from rlrate.agents import Recipe
 from rlrate.errors import ConfigError
 
@@ -27,11 +28,11 @@ def write(tmp_path: Path) -> Write:
 
 
 def test_what_a_recipe_does_not_say_is_as_in_the_one_it_extends(write: Write) -> None:
-    path = write("mine.toml", 'extends = "default"\niterations = 3\n[algorithm]\nlearning_rate = 1e-3\n')
-    mine, default = Recipe.load(path).to_dict(), Recipe.load("default").to_dict()
+    path = write("mine.toml", 'extends = "ppo"\niterations = 3\n[algorithm]\nlearning_rate = 1e-3\n')
+    mine, base = Recipe.load(path).to_dict(), Recipe.load("ppo").to_dict()
     assert mine.pop("name") == "mine" and mine.pop("iterations") == 3
-    assert mine["algorithm"].pop("learning_rate") == 1e-3 != default["algorithm"].pop("learning_rate")
-    assert mine == {name: value for name, value in default.items() if name in mine}
+    assert mine["algorithm"].pop("learning_rate") == 1e-3 != base["algorithm"].pop("learning_rate")
+    assert mine == {name: value for name, value in base.items() if name in mine}
 
 
 def test_workloads_take_the_place_of_those_of_the_extended_recipe(write: Write) -> None:
@@ -82,8 +83,8 @@ def test_not_every_rule_can_be_switched_off(name: str, write: Write) -> None:
 
 
 def test_a_recipe_may_extend_that_of_the_controller_it_begins_with(write: Write) -> None:
-    text = 'extends = "default"\ninitial = "default"\n'
-    assert Recipe.load(write("more.toml", text)).spec == Recipe.load("default").spec
+    text = 'extends = "ppo"\ninitial = "default"\n'
+    assert Recipe.load(write("more.toml", text)).spec == Controller.load("default").spec
     for change, name in (("[rules]\ncap = 0.1", "rules"), ("[policy]\nnet = [8]", "net")):
         with pytest.raises(ConfigError, match=f"takes {name} from it"):
             Recipe.load(write("other.toml", f"{text}{change}\n"))
@@ -91,11 +92,11 @@ def test_a_recipe_may_extend_that_of_the_controller_it_begins_with(write: Write)
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
 def test_an_ablation_changes_one_thing(path: Path) -> None:
-    ablated, default = Recipe.load(path).to_dict(), Recipe.load("default").to_dict()
-    changed = {name for name, value in default.items() if ablated[name] != value}
+    ablated, base = Recipe.load(path).to_dict(), Recipe.load("ppo").to_dict()
+    changed = {name for name, value in base.items() if ablated[name] != value}
     changed -= {"runs", "draws"}  # with the siblings: how the networks of a rollout are grouped
     assert changed >= {"name", "iterations"} and len(changed) == 3
     for name in changed - {"name", "iterations"}:
-        if isinstance(default[name], dict):
-            assert sum(default[name].get(k) != v for k, v in ablated[name].items()) == 1
+        if isinstance(base[name], dict):
+            assert sum(base[name].get(k) != v for k, v in ablated[name].items()) == 1
     Recipe.load(path).make_env()
