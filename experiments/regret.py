@@ -13,6 +13,10 @@ on the same fresh draws and prints the ratio of their final held-out losses, wit
 
 ``python -m rlrate.experiments.regret --starts DIR`` prints, of the comparison in DIR, how many learned runs from given
 rates diverged, and by how much their final losses differ between the rates.
+
+``python -m rlrate.experiments.regret --between DIR OTHER`` prints the loss of the learned scheduler in one comparison
+relative to that in another with another controller, over the problems and seeds that both have, with an interval over
+seeds, and by problem.
 """
 
 from __future__ import annotations
@@ -34,9 +38,10 @@ from rlrate.controller import Controller
 from rlrate.envs import TrainingConfig, TrainingRuns
 from rlrate.envs.split import load_part
 from rlrate.envs.training import sample_draw
+from rlrate.errors import ConfigError
 from rlrate.experiments.compare import peak_grid
 from rlrate.experiments.runs import run_schedules
-from rlrate.experiments.statistics import Interval, clustered_interval
+from rlrate.experiments.statistics import Interval, clustered_interval, paired_difference
 from rlrate.experiments.store import Results, load
 from rlrate.experiments.suite import Problem, make_draw
 from rlrate.storage import write_atomically
@@ -169,14 +174,37 @@ def starts(results: Results) -> tuple[int, int, float]:
     return len(rows), sum(row.diverged for row in rows), float(np.expm1(max(ranges, default=math.nan)))
 
 
+def between(one: Results, other: Results, method: str) -> tuple[Interval, dict[str, float]]:
+    """Ratio of a method's final held-out loss in one comparison to that in another, and the same by problem.
+
+    Geometric means over the problems and seeds that both have; the interval is over seeds.
+
+    Raises:
+        ConfigError: when they share no problem of which both have the same reported seeds.
+    """
+    losses: list[dict[str, dict[int, float]]] = [{}, {}]
+    for found, results in zip(losses, (one, other), strict=True):
+        for row in results.rows:
+            if (row.method, row.role) == (method, "report"):
+                found.setdefault(row.problem, {})[row.seed] = row.heldout_loss
+    shared = [name for name in losses[0] if name in losses[1]]
+    seeds = sorted(set.intersection(*(set(found[name]) for found in losses for name in shared))) if shared else []
+    if not seeds:
+        raise ConfigError(f"the comparisons share no reported runs of {method!r}; run one suite with both controllers")
+    logs = np.array([[_log(np.array([found[name][seed] for seed in seeds])) for name in shared] for found in losses])
+    ratio = Interval(*np.exp(paired_difference(logs[0], logs[1])).tolist())
+    return ratio, dict(zip(shared, np.exp((logs[0] - logs[1]).mean(axis=1)).tolist(), strict=True))
+
+
 def main(arguments: Sequence[str], cache: Path = Path("runs/regret.json")) -> None:
     """Prints one line for each controller."""
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser("python -m rlrate.experiments.regret", description="Judges controllers.")
-    parser.add_argument("controllers", nargs="*", help="files, bundled names, or numbers")
+    parser.add_argument("controllers", nargs="*", help="files, bundled names, numbers; methods with --between")
     parser.add_argument("--family", choices=load_part("training").families, help="of the training part; default: all")
     parser.add_argument("--against", metavar="DIR", help="on the problems of this comparison")
     parser.add_argument("--starts", metavar="DIR", help="what given rates do in this comparison")
+    parser.add_argument("--between", nargs=2, metavar=("DIR", "OTHER"), help="two controllers by their comparisons")
     parser.add_argument("--workload", help="two controllers on fresh draws of it")
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--steps", default="200,1000", help="least and most updates of a draw")
@@ -185,6 +213,13 @@ def main(arguments: Sequence[str], cache: Path = Path("runs/regret.json")) -> No
     if given.starts:
         runs, diverged, difference = starts(load(given.starts))
         print(f"{runs} learned runs from given rates: {diverged} diverged, losses differ by at most {difference:.2%}")
+    elif given.between:
+        one, other = (load(folder) for folder in given.between)
+        for method in names or ["learned"]:
+            ratio, parts = between(one, other, method)
+            print(f"{method}: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], {len(parts)} problems")
+            for problem, value in parts.items():
+                print(f"  {problem}: {value:.3f}")
     elif given.against:
         results = load(given.against)
         for name in names:

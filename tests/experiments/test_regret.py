@@ -9,9 +9,11 @@ import pytest
 
 from rlrate import Controller
 from rlrate.envs import TrainingConfig
+from rlrate.errors import ConfigError
 from rlrate.experiments import regret as module
 from rlrate.experiments import run_suite
-from rlrate.experiments.regret import RegretSet, duel, main, ratios, references, regrets
+from rlrate.experiments.regret import RegretSet, between, duel, main, ratios, references, regrets
+from rlrate.experiments.store import load
 from rlrate.experiments.suite import Problem, Suite
 
 SMALL = RegretSet(families=("logistic-regression", "noisy-quadratic"), steps=(40, 60), draws=3, runs=2, seed=5)
@@ -36,6 +38,27 @@ def test_beside_a_comparison_a_schedule_that_learned_nothing_is_far_behind(tmp_p
     tuned = [row.heldout_loss for row in results.rows if row.method == "constant" and row.role == "report"]
     assert bold == pytest.approx(np.exp(np.mean(np.log(learned) - np.log(tuned))), rel=1e-4)
     assert ratios(Controller.constant(-1.0), results)[name][0] > bold
+
+
+def test_two_comparisons_are_paired_by_problem_and_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problem = Problem("quadratic-20", "momentum", 40)
+    for name, answer, seeds in (("bold", 0.6, 3), ("idle", -1.0, 2)):
+        suite = Suite("tiny", "Tiny", (problem,), ("constant",), ("learned",), seeds, 1, 3)
+        run_suite(suite, tmp_path / name, controller=Controller.constant(answer))
+    bold, idle = (load(tmp_path / name) for name in ("bold", "idle"))
+    ratio, parts = between(bold, idle, "learned")
+    losses = [
+        {row.seed: row.heldout_loss for row in results.rows if row.method == "learned"} for results in (bold, idle)
+    ]
+    expected = np.exp(np.mean([np.log(losses[0][seed] / losses[1][seed]) for seed in losses[1]]))
+    assert len(losses[1]) == 2
+    assert ratio.value == pytest.approx(expected) and ratio.high < 1.0
+    assert parts == {"quadratic-20 momentum 40": pytest.approx(expected)}
+    assert between(idle, bold, "learned")[0].value == pytest.approx(1.0 / expected)
+    main(["--between", str(tmp_path / "bold"), str(tmp_path / "idle")])
+    assert capsys.readouterr().out.startswith(f"learned: {expected:.3f} [")
+    with pytest.raises(ConfigError, match="share no reported runs of 'replay'"):
+        between(bold, idle, "replay")
 
 
 def test_a_duel_is_paired() -> None:
