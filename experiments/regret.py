@@ -16,7 +16,8 @@ rates diverged, and by how much their final losses differ between the rates.
 
 ``python -m rlrate.experiments.regret --between DIR OTHER`` prints the loss of the learned scheduler in one comparison
 relative to that in another with another controller, over the problems and seeds that both have, with an interval over
-seeds, and by problem.
+seeds, and by problem. ``--on SUITE [--seeds 2,16] ONE OTHER`` prints the same of two controllers that it runs on the
+problems of a suite, without anything else that the suite compares.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ from rlrate.envs.split import load_part
 from rlrate.envs.training import sample_draw
 from rlrate.errors import ConfigError
 from rlrate.experiments.compare import peak_grid
-from rlrate.experiments.runs import run_schedules
+from rlrate.experiments.runs import run_learned, run_schedules
 from rlrate.experiments.statistics import Interval, clustered_interval, paired_difference
 from rlrate.experiments.store import Results, load
-from rlrate.experiments.suite import Problem, make_draw
+from rlrate.experiments.suite import Problem, Suite, load_suite, make_draw
 from rlrate.storage import write_atomically
 
 #: Schedules whose best is the reference, each at the best of nine peak rates.
@@ -192,8 +193,28 @@ def between(one: Results, other: Results, method: str) -> tuple[Interval, dict[s
     if not seeds:
         raise ConfigError(f"the comparisons share no reported runs of {method!r}; run one suite with both controllers")
     logs = np.array([[_log(np.array([found[name][seed] for seed in seeds])) for name in shared] for found in losses])
+    return _paired(logs, shared)
+
+
+def side_by_side(
+    one: Controller, other: Controller, suite: Suite, seeds: Sequence[int]
+) -> tuple[Interval, dict[str, float]]:
+    """Ratio of the final held-out loss of ``one`` to that of ``other`` on the problems of a suite, and by problem.
+
+    Geometric means over problems and seeds; the interval is over seeds.
+    """
+    logs = np.empty((2, len(suite.problems), len(seeds)))
+    for index, problem in enumerate(suite.problems):
+        draw = make_draw(problem)
+        for number, controller in enumerate((one, other)):
+            logs[number, index] = _log(run_learned(draw, seeds, controller).heldout_loss)
+    return _paired(logs, [problem.name for problem in suite.problems])
+
+
+def _paired(logs: NDArray[np.float64], problems: Sequence[str]) -> tuple[Interval, dict[str, float]]:
+    """Ratio of the first of two to the second from log losses of shape (2, problems, seeds), and by problem."""
     ratio = Interval(*np.exp(paired_difference(logs[0], logs[1])).tolist())
-    return ratio, dict(zip(shared, np.exp((logs[0] - logs[1]).mean(axis=1)).tolist(), strict=True))
+    return ratio, dict(zip(problems, np.exp((logs[0] - logs[1]).mean(axis=1)).tolist(), strict=True))
 
 
 def main(arguments: Sequence[str], cache: Path = Path("runs/regret.json")) -> None:
@@ -205,6 +226,8 @@ def main(arguments: Sequence[str], cache: Path = Path("runs/regret.json")) -> No
     parser.add_argument("--against", metavar="DIR", help="on the problems of this comparison")
     parser.add_argument("--starts", metavar="DIR", help="what given rates do in this comparison")
     parser.add_argument("--between", nargs=2, metavar=("DIR", "OTHER"), help="two controllers by their comparisons")
+    parser.add_argument("--on", metavar="SUITE", help="two controllers on the problems of this suite")
+    parser.add_argument("--seeds", help="first and last seed with --on; default: those that the suite reports")
     parser.add_argument("--workload", help="two controllers on fresh draws of it")
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--steps", default="200,1000", help="least and most updates of a draw")
@@ -216,23 +239,42 @@ def main(arguments: Sequence[str], cache: Path = Path("runs/regret.json")) -> No
     elif given.between:
         one, other = (load(folder) for folder in given.between)
         for method in names or ["learned"]:
-            ratio, parts = between(one, other, method)
-            print(f"{method}: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], {len(parts)} problems")
-            for problem, value in parts.items():
-                print(f"  {problem}: {value:.3f}")
+            _print_between(method, *between(one, other, method))
+    elif given.on:
+        suite = load_suite(given.on)
+        seeds = suite.report_seeds
+        if given.seeds is not None:
+            first, last = _two(given.seeds) or (1, 0)
+            seeds = list(range(first, last + 1))
+        if len(names) != 2 or not seeds:
+            parser.error("--on compares two controllers, on --seeds FIRST,LAST")
+        found = side_by_side(controller_of(names[0]), controller_of(names[1]), suite, seeds)
+        _print_between(f"{names[0]} / {names[1]}", *found)
     elif given.against:
         results = load(given.against)
         for name in names:
             _print_ratios(name, controller_of(name), results)
     elif given.workload:
-        budgets = [int(number) for number in given.steps.split(",") if number.strip().isdigit()]
-        if len(names) != 2 or len(budgets) != 2:
+        budgets = _two(given.steps)
+        if len(names) != 2 or budgets is None:
             parser.error("--workload compares two controllers, over --steps LEAST,MOST")
-        config = TrainingConfig(workload=given.workload, optimizer=given.optimizer, steps=(budgets[0], budgets[1]))
+        config = TrainingConfig(workload=given.workload, optimizer=given.optimizer, steps=budgets)
         ratio = duel(controller_of(names[0]), controller_of(names[1]), config)
         print(f"{names[0]} / {names[1]}: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], 16 draws x 5 runs")
     else:
         _print_regrets(names, cache, RegretSet(families=(given.family,)) if given.family else RegretSet())
+
+
+def _two(text: str) -> tuple[int, int] | None:
+    """Two numbers and a comma; None for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(part.isdigit() for part in parts) else None
+
+
+def _print_between(name: str, ratio: Interval, parts: dict[str, float]) -> None:
+    print(f"{name}: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], {len(parts)} problems")
+    for problem, value in parts.items():
+        print(f"  {problem}: {value:.3f}")
 
 
 def _print_regrets(names: Sequence[str], cache: Path, judged: RegretSet) -> None:

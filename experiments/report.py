@@ -14,7 +14,7 @@ from rlrate.errors import ResultsError
 from rlrate.experiments.report_charts import ROLES, Chart
 from rlrate.experiments.report_content import Content, content, losses, wins
 from rlrate.experiments.report_svg import scene
-from rlrate.experiments.report_tables import methods_table
+from rlrate.experiments.report_tables import kinds_table, methods_table
 from rlrate.experiments.scoring import Scores
 from rlrate.experiments.store import load
 from rlrate.storage import write_atomically
@@ -76,8 +76,12 @@ def render_summary(said: Content, scores: Scores) -> str:
     table = methods_table(scores)
     shown = [name for name, _ in table.columns].index
     kept = [shown(name) for name in ("method", "trials", "loss ratio", "score", "worth trials", "on each", "diverged")]
-    rows = [[_escaped(values[index].text) for index in kept] for _, values in table.rows]
-    return _render("summary.md.j2", said=said, columns=[table.columns[index][0] for index in kept], rows=rows)
+    tables = [([table.columns[i][0] for i in kept], [[_escaped(v[i].text) for i in kept] for _, v in table.rows])]
+    kinds = kinds_table(scores)
+    if kinds.rows:
+        names = [_escaped(name) for name, _ in kinds.columns]
+        tables.append((names, [[_escaped(value.text) for value in values] for _, values in kinds.rows]))
+    return _render("summary.md.j2", said=said, tables=tables)
 
 
 def render_picture(chart: Chart) -> str:

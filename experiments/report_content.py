@@ -13,6 +13,7 @@ from rlrate.experiments.report_tables import (
     Table,
     broken_table,
     cells_table,
+    kinds_table,
     methods_table,
     oracle_table,
     ratio,
@@ -232,6 +233,14 @@ def _sections(scores: Scores, oracle: Mapping[str, Any] | None, folder: str) -> 
             "All methods",
             "Click a heading to sort. Ratios are to the best tuned schedule of each problem.",
             tables=[methods_table(scores), cells_table(scores)],
+            command=made,
+        ),
+        Section(
+            "kinds",
+            "By kind of problem",
+            "Final held-out loss relative to the best tuned schedule of each problem, geometric mean over the problems "
+            "of a kind; in brackets relative to the configuration that tuning would have chosen.",
+            tables=[table] if (table := kinds_table(scores)).rows else [],
             command=made,
         ),
         Section(

@@ -74,6 +74,22 @@ def methods_table(scores: Scores) -> Table:
     return Table("methods-table", columns, rows, frozenset({0, len(columns) - 1}))
 
 
+def kinds_table(scores: Scores) -> Table:
+    """One row for each method, one column for each kind of problem that the suite has several of."""
+    what = "loss relative to the best tuned schedule, in brackets to the one that tuning would have chosen"
+    columns = [("method", ""), *((kind, f"{what}; problems: {len(own)}") for kind, own in scores.kinds.items())]
+    rows = []
+    for s in scores.scores if scores.kinds else ():
+        values = [Value(s.method, s.method)]
+        for problems in scores.kinds.values():
+            own, foreseen = scores.ratio(s.method, problems), scores.foreseen(s.method, problems)
+            whole = own and foreseen and all((p.name, s.method) in scores.cells for p in problems)
+            told = f"{ratio(own.value)} ({ratio(foreseen.value)})" if own and foreseen and whole else ""
+            values.append(Value(told, own.value if own and whole else None))
+        rows.append((s.group, values))
+    return Table("kinds-table", columns, rows)
+
+
 def cells_table(scores: Scores) -> Table:
     """One row for each method and problem."""
     columns = [

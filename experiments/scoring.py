@@ -144,6 +144,14 @@ class Scores:
         return tuple(fresh or done or judged)
 
     @cached_property
+    def kinds(self) -> dict[str, list[Problem]]:
+        """Problems of the headline by kind; empty where no two share one, or all do."""
+        kinds: dict[str, list[Problem]] = defaultdict(list)
+        for problem in self.headline:
+            kinds[problem.kind].append(problem)
+        return dict(kinds) if 1 < len(kinds) < len(self.headline) else {}
+
+    @cached_property
     def cells(self) -> dict[tuple[str, str], Cell]:
         """Cells for (problem, method) that have a run for every seed."""
         cells = {}
@@ -187,9 +195,10 @@ class Scores:
             return None
         return exp(paired_difference(self.logs(method, shared), self.logs(other, shared)))
 
-    def foreseen(self, method: str) -> Interval | None:
+    def foreseen(self, method: str, problems: Sequence[Problem] | None = None) -> Interval | None:
         """Loss relative to the configuration that tuning alone would have chosen on each problem."""
-        shared = [p for p in self.headline if (p.name, method) in self.cells]
+        considered = self.headline if problems is None else problems
+        shared = [p for p in considered if (p.name, method) in self.cells]
         if not shared:
             return None
         chosen = [self.cells[p.name, p.chosen].logs for p in shared if p.chosen is not None]

@@ -12,7 +12,7 @@ from rlrate.envs import TrainingConfig
 from rlrate.errors import ConfigError
 from rlrate.experiments import regret as module
 from rlrate.experiments import run_suite
-from rlrate.experiments.regret import RegretSet, between, duel, main, ratios, references, regrets
+from rlrate.experiments.regret import RegretSet, between, duel, main, ratios, references, regrets, side_by_side
 from rlrate.experiments.store import load
 from rlrate.experiments.suite import Problem, Suite
 
@@ -59,6 +59,28 @@ def test_two_comparisons_are_paired_by_problem_and_seed(tmp_path: Path, capsys: 
     assert capsys.readouterr().out.startswith(f"learned: {expected:.3f} [")
     with pytest.raises(ConfigError, match="share no reported runs of 'replay'"):
         between(bold, idle, "replay")
+
+
+def test_two_controllers_on_a_suite_are_what_two_comparisons_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = Suite("tiny", "Tiny", (Problem("quadratic-20", "momentum", 40),), ("constant",), ("learned",), 2, 1, 3)
+    bold, idle = (Controller.constant(answer) for answer in (0.6, -1.0))
+    kept = [run_suite(suite, tmp_path / str(n), controller=one) for n, one in enumerate((bold, idle))]
+    ratio, parts = side_by_side(bold, idle, suite, suite.report_seeds)
+    assert ratio == pytest.approx(between(kept[0], kept[1], "learned")[0], rel=1e-4)
+    assert parts == {"quadratic-20 momentum 40": pytest.approx(ratio.value)}
+    file = tmp_path / "tiny.toml"
+    problem = '[[problem]]\nworkload = "quadratic-20"\noptimizer = "momentum"\nsteps = 40\n'
+    file.write_text(f'title = "Tiny"\nschedules = ["constant"]\nseeds = 2\n{problem}')
+    main(["--on", str(file), "0.6", "-1"])
+    assert capsys.readouterr().out.startswith(f"0.6 / -1: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], 1 ")
+    main(["--on", str(file), "--seeds", "2,4", "0.6", "0.6"])
+    assert capsys.readouterr().out.startswith("0.6 / 0.6: 1.000 [1.000, 1.000], 1 problems")
+    for seeds in ("4,2", "many"):
+        with pytest.raises(SystemExit):
+            main(["--on", str(file), "--seeds", seeds, "0.6", "0.6"])
+        assert "--seeds FIRST,LAST" in capsys.readouterr().err
 
 
 def test_a_duel_is_paired() -> None:

@@ -101,6 +101,28 @@ def test_the_summary_is_a_table_that_can_be_embedded(written: Written) -> None:
     assert "```bash\nrlrate compare" in text and "\n\n\n" not in text
 
 
+def test_kinds_that_several_problems_share_are_told_apart(tmp_path: Path) -> None:
+    results = simulated(seeds=3, rates=5, problems=3)
+    suite = json.loads(json.dumps(results.suite))
+    for problem, kind in zip(suite["problems"], ("short", "long", "long"), strict=True):
+        problem["kind"] = kind
+    results = replace(results, suite=suite)
+    text = write_report(save(results, tmp_path)).summary.read_text("utf-8")
+    rows = {cells[1].strip(): cells[2:] for line in text.splitlines() if (cells := line.split("|"))[1:]}
+    scores = Scores(results)
+    ratios = [scores.cells[problem["name"], "learned"].ratio for problem in suite["problems"]]
+    short, *long = (own.value for own in ratios if own is not None)
+    assert "| method | short | long |" in text and "\n\n\n" not in text
+    assert rows["learned"][0].startswith(f" {short:.3f} (") and rows["learned"][1].startswith(
+        f" {math.sqrt(math.prod(long)):.3f} ("
+    )
+    # What tuning would have chosen is no better than the best in hindsight.
+    told = [float(part) for cell in rows["learned"][:2] for part in re.findall(r"\d\.\d+", cell)]
+    assert told[0] >= told[1] and told[2] >= told[3]
+    assert "By kind of problem" in (tmp_path / "report.html").read_text("utf-8")
+    assert not Scores(simulated(seeds=3, rates=5, problems=3)).kinds
+
+
 def test_the_pictures_stand_alone(written: Written) -> None:
     names = {path.name for path in written.pictures}
     for path in written.pictures:
