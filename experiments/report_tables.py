@@ -77,7 +77,7 @@ def methods_table(scores: Scores) -> Table:
 def kinds_table(scores: Scores) -> Table:
     """One row for each method, one column for each kind of problem that the suite has several of."""
     what = "loss relative to the best tuned schedule, in brackets to the one that tuning would have chosen"
-    columns = [("method", ""), *((kind, f"{what}; problems: {len(own)}") for kind, own in scores.kinds.items())]
+    columns = [("method", ""), *((kind or "other", f"{what}; problems: {len(own)}") for kind, own in scores.kinds.items())]
     rows = []
     for s in scores.scores if scores.kinds else ():
         values = [Value(s.method, s.method)]

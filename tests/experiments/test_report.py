@@ -106,7 +106,9 @@ def test_kinds_that_several_problems_share_are_told_apart(tmp_path: Path) -> Non
     suite = json.loads(json.dumps(results.suite))
     for problem, kind in zip(suite["problems"], ("short", "long", "long"), strict=True):
         problem["kind"] = kind
-    results = replace(results, suite=suite)
+    # Cosine, the best, looked worst to the tuning, which so chose another.
+    changed = [replace(r, heldout_loss=9.0) if (r.role, r.method) == ("tune", "cosine") else r for r in results.rows]
+    results = replace(results, suite=suite, rows=tuple(changed))
     text = write_report(save(results, tmp_path)).summary.read_text("utf-8")
     rows = {cells[1].strip(): cells[2:] for line in text.splitlines() if (cells := line.split("|"))[1:]}
     scores = Scores(results)
@@ -116,9 +118,16 @@ def test_kinds_that_several_problems_share_are_told_apart(tmp_path: Path) -> Non
     assert rows["learned"][0].startswith(f" {short:.3f} (") and rows["learned"][1].startswith(
         f" {math.sqrt(math.prod(long)):.3f} ("
     )
-    # What tuning would have chosen is no better than the best in hindsight.
+    # What tuning chose is no better than the best in hindsight, so beside it the learned scheduler looks better.
     told = [float(part) for cell in rows["learned"][:2] for part in re.findall(r"\d\.\d+", cell)]
-    assert told[0] >= told[1] and told[2] >= told[3]
+    losses = {key: np.log(cell.losses).mean() for key, cell in scores.cells.items()}
+    behind = [
+        losses[name, "learned"] - losses[name, problem.chosen]
+        for name, problem in scores.problems.items()
+        if problem.chosen is not None
+    ]
+    assert told[1] == pytest.approx(math.exp(behind[0]), abs=1e-3) and told[0] > told[1]
+    assert told[3] == pytest.approx(math.exp(sum(behind[1:]) / 2), abs=1e-3) and told[2] > told[3]
     assert "By kind of problem" in (tmp_path / "report.html").read_text("utf-8")
     assert not Scores(simulated(seeds=3, rates=5, problems=3)).kinds
 
