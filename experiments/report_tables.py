@@ -77,7 +77,7 @@ def methods_table(scores: Scores) -> Table:
 def kinds_table(scores: Scores) -> Table:
     """One row for each method, one column for each kind of problem that the suite has several of."""
     what = "loss relative to the best tuned schedule, in brackets to the one that tuning would have chosen"
-    columns = [("method", ""), *((kind or "other", f"{what}; problems: {len(own)}") for kind, own in scores.kinds.items())]
+    kinds = [(kind or "other", f"{what}; problems: {len(problems)}") for kind, problems in scores.kinds.items()]
     rows = []
     for s in scores.scores if scores.kinds else ():
         values = [Value(s.method, s.method)]
@@ -87,7 +87,7 @@ def kinds_table(scores: Scores) -> Table:
             told = f"{ratio(own.value)} ({ratio(foreseen.value)})" if own and foreseen and whole else ""
             values.append(Value(told, own.value if own and whole else None))
         rows.append((s.group, values))
-    return Table("kinds-table", columns, rows)
+    return Table("kinds-table", [("method", ""), *kinds], rows)
 
 
 def cells_table(scores: Scores) -> Table:
