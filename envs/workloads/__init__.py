@@ -7,6 +7,7 @@ scikit-learn, before it is asked for.
 from rlrate.envs.workload import Workload, check_workload
 from rlrate.envs.workloads import (
     attention,
+    caution,
     conditioned,
     deep,
     heldout,
@@ -42,6 +43,7 @@ __all__ = [
     "WorkloadEntry",
     "WorkloadSpec",
     "attention",
+    "caution",
     "check_workload",
     "conditioned",
     "deep",

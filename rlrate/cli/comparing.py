@@ -43,7 +43,7 @@ def compare(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="A whole suite: smoke, held-out, held-out-15, feedback, long, selection, starts, optimizers, "
+            help="A whole suite: smoke, held-out, held-out-15, feedback, long, selection, caution, starts, optimizers, "
             "robustness, validated, or a TOML file. It says what is compared, so that the options above have no say, "
             "--controller aside.",
         ),

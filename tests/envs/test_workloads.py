@@ -85,6 +85,11 @@ FIXED = [
     "iris-mlp",
     "ratings-factorisation",
     "patterns-vae",
+    "rings-maxout",
+    "dampings-autoencoder",
+    "symbols-gating",
+    "votes-factorisation-machine",
+    "wiggles-radial",
 ]
 SEEDS = range(8)
 

@@ -1,0 +1,211 @@
+"""Fixed workloads that choose among controllers as well: on these, a rate that is too high for long costs most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rlrate.envs.workload import Workload
+from rlrate.envs.workloads.data import Examples, split
+from rlrate.envs.workloads.registry import register_workload
+
+__all__ = ["ConvolutionalAutoencoder", "FactorisationMachine", "Maxout", "RadialBasis", "SpatialGating"]
+
+
+class Maxout(nn.Module):
+    """Layers of which each output is the largest of two linear maps (Goodfellow et al. 2013)."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, depth: int) -> None:
+        super().__init__()
+        widths = [inputs, *[width] * depth]
+        self.layers = nn.ModuleList(nn.Linear(before, 2 * after) for before, after in pairwise(widths))
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, inputs) -> (batch, outputs)."""
+        for layer in self.layers:
+            one, other = layer(hidden).chunk(2, dim=-1)
+            hidden = torch.maximum(one, other)
+        return cast(Tensor, self.head(hidden))
+
+
+class ConvolutionalAutoencoder(nn.Module):
+    """Convolutions along time down to a code, and a linear map back from it."""
+
+    def __init__(self, length: int, channels: int, code: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv1d(1, channels, 5, stride=2, padding=2),
+            nn.ELU(),
+            nn.Conv1d(channels, channels, 5, stride=2, padding=2),
+            nn.ELU(),
+            nn.Flatten(),
+            nn.Linear(channels * (length // 4), code),
+        )
+        self.decoder = nn.Sequential(nn.Linear(code, length), nn.ELU(), nn.Linear(length, length))
+
+    def forward(self, waves: Tensor) -> Tensor:
+        """(batch, length) -> (batch, length)."""
+        return cast(Tensor, self.decoder(self.encoder(waves[:, None])))
+
+
+class SpatialGating(nn.Module):
+    """Symbols embedded, and half of their features gated by what a linear map over places makes of the other half.
+
+    One block of gMLP (Liu et al. 2021) that predicts the symbol after the last place.
+    """
+
+    def __init__(self, symbols: int, places: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(symbols, width)
+        self.norm, self.enter = nn.LayerNorm(width), nn.Linear(width, 2 * width)
+        self.across = nn.Linear(places, places)
+        nn.init.normal_(self.across.weight, std=0.01)
+        nn.init.ones_(self.across.bias)
+        self.leave, self.head = nn.Linear(width, width), nn.Linear(width, symbols)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        """(batch, places) int64 -> (batch, symbols)."""
+        hidden = self.embedding(symbols)
+        value, gate = F.gelu(self.enter(self.norm(hidden))).chunk(2, dim=-1)
+        gated = value * self.across(gate.transpose(1, 2)).transpose(1, 2)
+        return cast(Tensor, self.head((hidden + self.leave(gated))[:, -1]))
+
+
+class FactorisationMachine(nn.Module):
+    """Linear terms, and products of all pairs of inputs through vectors of each input (Rendle 2010); two classes."""
+
+    def __init__(self, inputs: int, rank: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, 1)
+        self.vectors = nn.Parameter(0.1 * torch.randn(inputs, rank))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, inputs) -> (batch, 2), the first class's score being 0."""
+        whole, own = inputs @ self.vectors, inputs.square() @ self.vectors.square()
+        score = self.linear(inputs) + 0.5 * (whole.square() - own).sum(dim=1, keepdim=True)
+        return torch.cat([torch.zeros_like(score), score], dim=1)
+
+
+class RadialBasis(nn.Module):
+    """A linear function of bumps around centres that are learnt, and so are their widths."""
+
+    def __init__(self, inputs: int, bumps: int) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(bumps, inputs))
+        self.log_width = nn.Parameter(torch.zeros(bumps))
+        self.head = nn.Linear(bumps, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, inputs) -> (batch, 1)."""
+        distance = (inputs[:, None] - self.centres).square().sum(dim=2)
+        return cast(Tensor, self.head(torch.exp(-distance * torch.exp(-self.log_width))))
+
+
+def rings(rng: np.random.Generator) -> Examples:
+    """Which of 4 concentric rings a point of the plane lies on, with four more inputs that tell nothing."""
+    labels, angle = rng.integers(4, size=1500), rng.uniform(0, 2 * np.pi, 1500)
+    radius = 1.0 + labels + 0.2 * rng.normal(size=1500)
+    plane = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    inputs = np.concatenate([plane, rng.normal(size=(1500, 4))], axis=1)
+    return Examples("rings", inputs.astype(np.float32), labels.astype(np.int64), 4)
+
+
+def dampings(rng: np.random.Generator) -> Examples:
+    """Damped oscillations, 32 samples in a little noise; the targets are unused."""
+    time, size = np.linspace(0, 1, 32), (2250, 1)
+    frequency, phase, decay = rng.uniform(1, 4, size), rng.uniform(0, 2 * np.pi, size), rng.uniform(0, 4, size)
+    waves = np.exp(-decay * time) * np.sin(2 * np.pi * frequency * time + phase) + 0.03 * rng.normal(size=(2250, 32))
+    return Examples("dampings", waves.astype(np.float32), np.zeros(size, np.float32), unit_scale=True)
+
+
+def wiggles(rng: np.random.Generator) -> Examples:
+    """A smooth function of three inputs in noise, few examples of it."""
+    x = rng.uniform(-2, 2, (400, 3))
+    values = np.sin(2 * x[:, 0]) * x[:, 1] + np.cos(x[:, 2]) + 0.5 * rng.normal(size=400)
+    return Examples("wiggles", x.astype(np.float32), values[:, None].astype(np.float32))
+
+
+def votes(rng: np.random.Generator) -> Examples:
+    """Which way 40 bits vote, by their pairs as well, with much luck; few examples of it."""
+    bits = (rng.random((600, 40)) < 0.3).astype(np.float32)
+    vectors = rng.normal(size=(40, 3)) / 3
+    score = bits @ rng.normal(size=40) + 0.5 * np.square(bits @ vectors).sum(axis=1)
+    labels = (score - np.median(score) + rng.logistic(size=600) > 0).astype(np.int64)
+    return Examples("votes", bits, labels, 2, unit_scale=True)
+
+
+def _rings(_: np.random.Generator) -> Workload:
+    rng = np.random.default_rng(0)
+    train, heldout = split(rng, rings(rng), 1000, 500, label_noise=0.4)
+    return _workload("rings-maxout", partial(Maxout, 6, 4, 48, 2), train, heldout, accuracy=True)
+
+
+def _dampings(_: np.random.Generator) -> Workload:
+    rng = np.random.default_rng(0)
+    (train, _), (heldout, _) = split(rng, dampings(rng), 2000, 250)
+    model = partial(ConvolutionalAutoencoder, 32, 8, 6)
+    return _workload("dampings-autoencoder", model, (train, train), (heldout, heldout))
+
+
+def _symbols(_: np.random.Generator) -> Workload:
+    """Ten symbols, each drawn by the two before it; predicted from eight."""
+    rng = np.random.default_rng(0)
+    chances = rng.dirichlet(np.full(10, 0.3), size=(10, 10)).cumsum(axis=2)
+    text = [0, 1]
+    for draw in rng.random(18_000):
+        text.append(min(int((chances[text[-2], text[-1]] < draw).sum()), 9))
+    windows = torch.tensor(text[: 9 * 2000]).reshape(2000, 9)
+    first, second = windows[:1500], windows[1500:]
+    model = partial(SpatialGating, 10, 8, 32)
+    pairs = (first[:, :8], first[:, 8]), (second[:, :8], second[:, 8])
+    return _workload("symbols-gating", model, *pairs, accuracy=True)
+
+
+def _votes(_: np.random.Generator) -> Workload:
+    rng = np.random.default_rng(0)
+    train, heldout = split(rng, votes(rng), 200, 400)
+    return _workload("votes-factorisation-machine", partial(FactorisationMachine, 40, 6), train, heldout, accuracy=True)
+
+
+def _wiggles(_: np.random.Generator) -> Workload:
+    rng = np.random.default_rng(0)
+    train, heldout = split(rng, wiggles(rng), 120, 280)
+    return _workload("wiggles-radial", partial(RadialBasis, 3, 48), train, heldout)
+
+
+def _workload(
+    name: str,
+    make_model: Callable[[], nn.Module],
+    train: tuple[Tensor, Tensor],
+    heldout: tuple[Tensor, Tensor],
+    *,
+    accuracy: bool = False,
+) -> Workload:
+    return Workload(
+        name=name,
+        family=name,
+        make_model=make_model,
+        train=train,
+        heldout=heldout,
+        loss=F.cross_entropy if accuracy else F.mse_loss,
+        batch_size=32,
+        accuracy=accuracy,
+    )
+
+
+for _name, _make, _description in (
+    ("rings-maxout", _rings, "Maxout network on rings of which four in ten labels are drawn at random"),
+    ("dampings-autoencoder", _dampings, "Convolutional autoencoder of damped oscillations"),
+    ("symbols-gating", _symbols, "Spatially gated network that predicts the next of ten symbols"),
+    ("votes-factorisation-machine", _votes, "Factorisation machine on 200 rows of 40 bits: it overfits"),
+    ("wiggles-radial", _wiggles, "Radial basis functions on 120 noisy values: they overfit"),
+):
+    register_workload(_name, _make, description=_description, kind="fixed")
