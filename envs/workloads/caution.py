@@ -150,7 +150,7 @@ def _rings(_: np.random.Generator) -> Workload:
 
 def _dampings(_: np.random.Generator) -> Workload:
     rng = np.random.default_rng(0)
-    (train, _), (heldout, _) = split(rng, dampings(rng), 2000, 250)
+    train, heldout = (part[0] for part in split(rng, dampings(rng), 2000, 250))
     model = partial(ConvolutionalAutoencoder, 32, 8, 6)
     return _workload("dampings-autoencoder", model, (train, train), (heldout, heldout))
 
