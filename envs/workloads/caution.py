@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -15,25 +14,17 @@ from torch.nn import functional as F
 from rlrate.envs.workload import Workload
 from rlrate.envs.workloads.data import Examples, split
 from rlrate.envs.workloads.registry import register_workload
+from rlrate.envs.workloads.selection import Gated
 
 __all__ = ["ConvolutionalAutoencoder", "FactorisationMachine", "Maxout", "RadialBasis", "SpatialGating"]
 
 
-class Maxout(nn.Module):
+class Maxout(Gated):
     """Layers of which each output is the largest of two linear maps (Goodfellow et al. 2013)."""
 
-    def __init__(self, inputs: int, outputs: int, width: int, depth: int) -> None:
-        super().__init__()
-        widths = [inputs, *[width] * depth]
-        self.layers = nn.ModuleList(nn.Linear(before, 2 * after) for before, after in pairwise(widths))
-        self.head = nn.Linear(width, outputs)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, inputs) -> (batch, outputs)."""
-        for layer in self.layers:
-            one, other = layer(hidden).chunk(2, dim=-1)
-            hidden = torch.maximum(one, other)
-        return cast(Tensor, self.head(hidden))
+    def combine(self, value: Tensor, gate: Tensor) -> Tensor:
+        """The larger of both, element by element."""
+        return torch.maximum(value, gate)
 
 
 class ConvolutionalAutoencoder(nn.Module):

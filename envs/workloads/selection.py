@@ -35,9 +35,12 @@ class Gated(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, inputs) -> (batch, outputs)."""
         for layer in self.layers:
-            value, gate = layer(hidden).chunk(2, dim=-1)
-            hidden = value * gate.sigmoid()
+            hidden = self.combine(*layer(hidden).chunk(2, dim=-1))
         return cast(Tensor, self.head(hidden))
+
+    def combine(self, value: Tensor, gate: Tensor) -> Tensor:
+        """What both halves of a layer's outputs become."""
+        return value * gate.sigmoid()
 
 
 class SetNetwork(nn.Module):
