@@ -20,6 +20,7 @@ from rlrate.envs.workloads import (
     restricted,
     selection,
     sequences,
+    structured,
     tabular,
 )
 from rlrate.envs.workloads.quadratic import QuadraticWorkload
@@ -60,6 +61,7 @@ __all__ = [
     "restricted",
     "selection",
     "sequences",
+    "structured",
     "tabular",
     "workload_entries",
     "workload_names",

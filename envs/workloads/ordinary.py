@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from rlrate.envs.workloads.models import MLP, ConvNet
 from rlrate.envs.workloads.registry import register_workload
 from rlrate.envs.workloads.sampling import log_integer, pick
 
-__all__ = ["ordinary"]
+__all__ = ["autoencoder", "classifier", "convolutions", "ordinary", "regression"]
 
 PICTURES: dict[str, Source] = {"textures": synthetic.textures, "prototypes": synthetic.prototypes}
 CLASSES: dict[str, Source] = {
@@ -42,7 +42,7 @@ UNLABELLED: dict[str, Source] = {
 @register_workload("ordinary", description="MLP, CNN or autoencoder as most users build them")
 def ordinary(rng: np.random.Generator) -> Workload:
     """A classifier, a regression or an autoencoder without any of the oddities that the other families draw."""
-    make = pick(rng, {_classifier: 4, _pictures: 4, _regression: 2, _autoencoder: 2})
+    make = pick(rng, {classifier: 4, convolutions: 4, regression: 2, autoencoder: 2})
     return make(rng)
 
 
@@ -57,7 +57,7 @@ def _widths(rng: np.random.Generator) -> list[int]:
     return [pick(rng, {48: 1, 64: 3, 96: 2, 128: 2, 192: 1})] * pick(rng, {1: 2, 2: 3, 3: 1})
 
 
-def _labelled(rng: np.random.Generator, sources: dict[str, Source]) -> tuple[Examples, dict[str, Any]]:
+def _labelled(rng: np.random.Generator, sources: Mapping[str, Source]) -> tuple[Examples, dict[str, Any]]:
     examples = choose_source(rng, sources, None)
     wrong = rng.uniform(0.1, 0.45) if rng.random() < 0.3 else 0.0
     train, heldout = split(rng, examples, log_integer(rng, 400, 2200), label_noise=wrong)
@@ -69,8 +69,9 @@ def _workload(rng: np.random.Generator, data: str, make_model: Callable[[], Any]
     return Workload(name=f"ordinary/{data}", family="ordinary", make_model=make_model, batch_size=batch, **kwargs)
 
 
-def _classifier(rng: np.random.Generator) -> Workload:
-    examples, data = _labelled(rng, CLASSES)
+def classifier(rng: np.random.Generator, sources: Mapping[str, Source] = CLASSES) -> Workload:
+    """An MLP, in some draws deep and narrow."""
+    examples, data = _labelled(rng, sources)
     inputs = int(np.prod(examples.inputs.shape[1:]))
     hidden, style = _widths(rng), _style(rng)
     if rng.random() < 0.15:  # deep and narrow, with the weights that keep the signal's size
@@ -78,8 +79,9 @@ def _classifier(rng: np.random.Generator) -> Workload:
     return _workload(rng, examples.name, partial(MLP, inputs, examples.classes, hidden, **style), **data)
 
 
-def _pictures(rng: np.random.Generator) -> Workload:
-    examples, data = _labelled(rng, PICTURES)
+def convolutions(rng: np.random.Generator, sources: Mapping[str, Source] = PICTURES) -> Workload:
+    """A convolutional classifier."""
+    examples, data = _labelled(rng, sources)
     width = pick(rng, {8: 2, 12: 1, 16: 2})
     style = _style(rng)
     style["norm"] = "none" if style["norm"] == "none" else "group"
@@ -91,15 +93,17 @@ def _pictures(rng: np.random.Generator) -> Workload:
     return _workload(rng, examples.name, make, **data)
 
 
-def _regression(rng: np.random.Generator) -> Workload:
-    examples = choose_source(rng, VALUES, None)
+def regression(rng: np.random.Generator, sources: Mapping[str, Source] = VALUES) -> Workload:
+    """An MLP with a squared loss."""
+    examples = choose_source(rng, sources, None)
     train, heldout = split(rng, examples, log_integer(rng, 400, 2200))
     make = partial(MLP, train[0].shape[1], train[1].shape[1], _widths(rng), **_style(rng))
     return _workload(rng, f"{examples.name}-values", make, train=train, heldout=heldout, loss=F.mse_loss)
 
 
-def _autoencoder(rng: np.random.Generator) -> Workload:
-    examples = choose_source(rng, UNLABELLED, None)
+def autoencoder(rng: np.random.Generator, sources: Mapping[str, Source] = UNLABELLED) -> Workload:
+    """An MLP with one narrow layer."""
+    examples = choose_source(rng, sources, None)
     examples = replace(examples, inputs=examples.inputs.reshape(len(examples), -1))
     size, outer = examples.inputs.shape[1], pick(rng, {32: 1, 48: 1, 64: 1, 96: 1})
     make = partial(MLP, size, size, [outer, log_integer(rng, 6, 24), outer], **_style(rng))

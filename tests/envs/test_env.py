@@ -34,7 +34,8 @@ def rollout(env: TrainingEnv, seed: int, actions: list[Any]) -> tuple[np.ndarray
 
 
 #: Families that the others resemble, as far as an environment can tell.
-ALIKE = {"deep-mlp", "attention", "plateau", "ill-conditioned", "noisy-labels", "overfit", "wide-mlp", "ordinary"}
+ALIKE = {"deep-mlp", "attention", "plateau", "ill-conditioned", "noisy-labels", "overfit", "wide-mlp"}
+ALIKE |= {"ordinary", "structured"}
 FAMILIES = [n for n in workload_names(kind="family") if n not in ALIKE and not n.startswith("training-")]
 
 

@@ -24,6 +24,7 @@ FAMILIES = [
     "bandit",
     "drift",
     "ordinary",
+    "structured",
 ]
 
 

@@ -48,6 +48,7 @@ FAMILIES = [
     "bandit",
     "drift",
     "ordinary",
+    "structured",
 ]
 # The same networks on part of the data: what holds for the families holds for these.
 RESTRICTED = [
@@ -101,7 +102,7 @@ PATIENCE = {"checkerboard-gated": (0.02, 150), "ratings-factorisation": (0.03, 1
 # Families whose training loss says little, or is no ratio scale: their held-out loss must fall.
 SIGNED = {"bandit", "likelihood"}
 LARGEST_BATCH = {"ill-conditioned": 256, "wide-mlp": 256}
-MOST_WEIGHTS = {"wide-mlp": 200_000, "ordinary": 150_000}
+MOST_WEIGHTS = {"wide-mlp": 200_000, "ordinary": 150_000, "structured": 150_000}
 
 
 def parameters(workload: Workload, seed: int = 0) -> list[Tensor]:
