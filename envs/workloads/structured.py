@@ -1,4 +1,4 @@
-"""Networks as most users build them, on data of which neighbouring inputs resemble each other."""
+"""Networks as most users build them, on pictures of strokes and on signals that vary most in one direction."""
 
 from __future__ import annotations
 

@@ -25,6 +25,8 @@ from rlrate.envs.workloads import (
     workload_names,
 )
 from rlrate.envs.workloads import data as bundled
+from rlrate.envs.workloads.data import Source
+from rlrate.envs.workloads.structured import strokes, switches, walks
 from rlrate.errors import WorkloadError
 
 FAMILIES = [
@@ -96,6 +98,7 @@ SEEDS = range(8)
 
 # Families whose rows are all different, so that a row in both parts would be a leak.
 DISTINCT = {"mlp-regression", "autoencoder", "cnn", "cnn-batchnorm", "ill-conditioned", "likelihood", "bandit"}
+DISTINCT |= {"structured"}
 
 PATIENCE = {"checkerboard-gated": (0.02, 150), "ratings-factorisation": (0.03, 150)}  # rate and steps
 
@@ -193,6 +196,25 @@ def test_most_draws_of_a_family_learn(name: str) -> None:
         ratios.append(np.mean(losses[-20:]) / np.mean(losses[:5]))
     assert np.median(ratios) < 0.95  # some stay on a plateau for longer, and are meant to
     assert max(ratios) < 2.0
+
+
+@pytest.mark.parametrize("signals", [walks, switches])
+def test_signals_with_memory_vary_in_one_direction_most_of_all(signals: Source) -> None:
+    shares = []
+    for seed in SEEDS:
+        inputs = signals(np.random.default_rng(seed)).inputs
+        spectrum = np.square(np.linalg.svd(inputs - inputs.mean(axis=0), compute_uv=False))
+        shares.append(spectrum[0] / spectrum.sum())
+    assert np.median(shares) > 0.5  # surfaces 0.36, smooth pictures 0.14, sparse codes 0.09
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_strokes_of_a_class_resemble_each_other(seed: int) -> None:
+    examples = strokes(np.random.default_rng(seed))
+    pictures, labels = examples.inputs.reshape(len(examples.inputs), -1), examples.targets
+    means = np.stack([pictures[:1000][labels[:1000] == one].mean(axis=0) for one in range(examples.classes)])
+    nearest = np.square(pictures[1000:, None] - means).sum(axis=2).argmin(axis=1)
+    assert np.mean(nearest == labels[1000:]) > 1.5 / examples.classes
 
 
 @pytest.mark.parametrize("name", sorted(SIGNED))
