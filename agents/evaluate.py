@@ -27,6 +27,7 @@ class Outcome:
         steps: Budget in updates.
         heldout_loss: Final held-out loss.
         improvement: log(first / final held-out loss), bounded as the reward is.
+        best: The same for the lowest loss at any decision.
         diverged: Whether a loss was not finite.
     """
 
@@ -36,6 +37,7 @@ class Outcome:
     steps: int
     heldout_loss: float
     improvement: float
+    best: float
     diverged: bool
 
 
@@ -90,6 +92,7 @@ def _draw(controller: Controller, config: TrainingConfig, seed: int, runs: int, 
             draw.steps,
             float(population.heldout_loss[row]),
             float(population.improvement[row]),
+            float(population.best_improvement[row]),
             bool(population.diverged[row]),
         )
         for row in range(runs)

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,19 +16,15 @@ from rlrate.control import ControlSpec, RateControl, UpdateSampler
 from rlrate.control.copies import copies
 from rlrate.envs.optimizers import OPTIMIZERS, OptimizerSpec, make_optimizer
 from rlrate.envs.population import Population
+from rlrate.envs.reward import REWARDS, Improvement, Reward
 from rlrate.envs.workload import Workload
 from rlrate.envs.workloads import make_workload, workload_names
 from rlrate.errors import ConfigError
 
 Array = NDArray[np.float64]
-Reward = Literal["heldout", "train", "final"]
-REWARDS: tuple[Reward, ...] = ("heldout", "train", "final")
 
 #: Held-out examples looked at between the first and the last decision.
 INTERMEDIATE_EXAMPLES = 64
-
-#: Least log improvement; also the value of a run that diverged.
-WORST = -2.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,8 @@ class TrainingConfig:
             the held-out log improvement of the whole run, at its end.
         reward_floor: A loss below this share of the first one earns nothing more, so that no workload dominates the
             return.
+        reward_best: Share of the reward that is for the lowest loss so far instead of the last one. What training goes
+            on to lose after it counts only to the rest: who sees a held-out loss rise keeps the weights from before.
         withhold_loss: Share of runs whose policy does not see the loss.
         validation: Share of runs whose policy is shown a validation loss, at every decision, every second or every
             fourth. It comes from :data:`INTERMEDIATE_EXAMPLES` of the held-out examples, at most half of them, by which
@@ -63,6 +61,7 @@ class TrainingConfig:
     start: float | tuple[float, float] = (1e-5, 1e-3)
     reward: Reward = "heldout"
     reward_floor: float = 1e-3
+    reward_best: float = 0.0
     withhold_loss: float = 0.0
     validation: float = 0.0
     siblings: int = 1
@@ -84,7 +83,7 @@ class TrainingConfig:
             bad = [(name, n) for name, n in self.workload.items() if type(n) is not int or n < 1]
             if bad or not self.workload:
                 raise ConfigError(f"workloads are weighted by positive integers, got {bad[0] if bad else '{}'}")
-        for name in ("withhold_loss", "validation"):
+        for name in ("withhold_loss", "validation", "reward_best"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)!r}")
         if not isinstance(self.siblings, int) or isinstance(self.siblings, bool) or self.siblings < 1:
@@ -175,8 +174,11 @@ class TrainingRuns:
         self.train_loss = np.full(self.size, np.nan)
         self.heldout_loss = np.full(self.size, np.nan)
         self.heldout_accuracy = np.full(self.size, np.nan)
-        self._first = np.full(self.size, np.nan)
-        self.improvement = np.zeros(self.size)
+        self._fall = Improvement(
+            self.size, floor=config.reward_floor, best=config.reward_best, signed=draw.workload.signed
+        )
+        #: Held-out losses on the examples looked at in between, where the last ones are on others.
+        self._sample: Array | None = None
         self._waiting: list[Array] = []
 
     @classmethod
@@ -206,9 +208,10 @@ class TrainingRuns:
         other.population = self.population.take(rows.tolist())
         other.control = copies(self.control, rows)
         other._sampler = _sampler_of(other.population)
-        measured = ("diverged", "train_loss", "heldout_loss", "heldout_accuracy", "improvement", "_first")
+        measured = ("diverged", "train_loss", "heldout_loss", "heldout_accuracy")
         for name in ("validated", *measured):
             setattr(other, name, getattr(self, name)[rows])
+        other._fall = self._fall.take(rows)
         other._waiting = []
         return other
 
@@ -222,10 +225,20 @@ class TrainingRuns:
         """Learning rate of the next update of each run, shape (N,)."""
         return self.control.rates_at(self._position)
 
+    @property
+    def improvement(self) -> Array:
+        """Log improvement of the loss that is paid for, since the first decision, shape (N,)."""
+        return self._fall.last
+
+    @property
+    def best_improvement(self) -> Array:
+        """The highest that :attr:`improvement` has been; of runs that diverged the least there is, shape (N,)."""
+        return self._fall.best
+
     def begin(self) -> NDArray[np.float32]:
         """Runs up to the first decision; the observation there has shape (N, size of the signals)."""
         observation = self._advance()
-        self._first = self._criterion()
+        self._fall.begin(self._criterion())
         return observation
 
     def step(self, action: Array) -> tuple[NDArray[np.float32], Array]:
@@ -236,13 +249,11 @@ class TrainingRuns:
         """
         self.control.act(action)
         observation = self._advance()
-        improvement = self._log_improvement(self._criterion())
-        if self.config.reward == "final":
-            reward = improvement if self.done else np.zeros(self.size)
-        else:
-            reward = improvement - self.improvement
-        self.improvement = improvement
-        return observation, reward
+        paid = np.zeros(self.size) if self.config.reward == "final" else self._fall.paid
+        self._fall.update(self._criterion(), self.diverged, self._sample)
+        if self.config.reward == "final" and not self.done:
+            return observation, np.zeros(self.size)
+        return observation, self._fall.paid - paid
 
     def update(self) -> Array:
         """One update of every run; returns the training losses, shape (N,)."""
@@ -321,25 +332,16 @@ class TrainingRuns:
             self.heldout_accuracy = accuracy.double().numpy()
         else:
             self.heldout_loss, self.heldout_accuracy = validation, np.full(self.size, np.nan)
+        if self.control.done and self.config.reward != "train":
+            # By how much the loss has risen since it was lowest, the same examples tell.
+            if validation is None:
+                validation = self.population.heldout(INTERMEDIATE_EXAMPLES)[0].double().numpy()
+            self._sample = validation
         self.diverged |= ~(np.isfinite(self.train_loss) & np.isfinite(self.heldout_loss))
         return self.control.observe()
 
     def _criterion(self) -> Array:
         return self.train_loss if self.config.reward == "train" else self.heldout_loss
-
-    def _log_improvement(self, loss: Array) -> Array:
-        """log(first / now), floored; continued linearly below zero; for a signed loss the difference."""
-        first = self._first
-        with np.errstate(all="ignore"):
-            floor = self.config.reward_floor * np.abs(first)
-            # Below zero it must go on from where it was at zero: a lower loss always earns more.
-            value = np.log(first + floor) - np.log(np.maximum(loss, 0.0) + floor) - np.minimum(loss, 0.0) / first
-            value = np.where(first > 0, value, (first - loss) / np.abs(first))
-            if self.draw.workload.signed:
-                value = first - loss
-        value = np.where(self.diverged | ~np.isfinite(value), WORST, value)
-        # About a nat more than a positive loss can earn, for losses that go below zero.
-        return np.clip(value, WORST, 8.0 - math.log(self.config.reward_floor / 1e-3))
 
 
 def _sampler_of(population: Population) -> UpdateSampler:

@@ -4,7 +4,8 @@
 and the other one on the same fresh draws and prints by how many nats the held-out loss falls further, with its
 standard error, on how many draws it is better and worse, and how many runs broke. A number in the place of a controller
 stands for one that always answers it. Every family of the training part is drawn equally often; with ``--recipe NAME``
-workloads and budgets are drawn as often as that recipe draws them.
+workloads and budgets are drawn as often as that recipe draws them. With ``--best 1`` the lowest held-out loss at any
+decision is judged instead of the last one, in between their weighted mean.
 
 What a loss falls below a three-hundredth of the first one counts for little, and one draw for a nat at most: where a
 loss can fall to nothing, differences of ten nats mean nothing, and would drown all others.
@@ -93,15 +94,23 @@ def outcomes(
     return evaluate(controller, config, seed=SEED, draws=draws, runs=RUNS, workers=workers)
 
 
-def judge(one: Sequence[Outcome], other: Sequence[Outcome]) -> Judgement:
+def judge(one: Sequence[Outcome], other: Sequence[Outcome], best: float = 0.0) -> Judgement:
     """Compares two controllers that ran on the same draws.
 
+    Args:
+        one: Outcomes of the first.
+        other: Outcomes of the second.
+        best: Share that is judged by the lowest loss at any decision instead of the last one.
+
     Raises:
-        ConfigError: the draws are not the same.
+        ConfigError: the draws are not the same, or ``best`` does not lie in [0, 1].
     """
+    if not 0.0 <= best <= 1.0:
+        raise ConfigError(f"best must lie in [0, 1], got {best!r}")
     if [(o.workload, o.optimizer, o.steps) for o in one] != [(o.workload, o.optimizer, o.steps) for o in other]:
         raise ConfigError("only controllers that ran on the same draws can be compared")
-    gained = np.array([a.improvement - b.improvement for a, b in zip(one, other, strict=True)])
+    fallen = [np.array([(1.0 - best) * o.improvement + best * o.best for o in side]) for side in (one, other)]
+    gained = fallen[0] - fallen[1]
     difference = np.clip(gained.reshape(-1, RUNS).mean(axis=1), -MOST, MOST)
     grouped: dict[str, list[float]] = defaultdict(list)
     for outcome, value in zip(one[::RUNS], difference.tolist(), strict=True):
@@ -124,6 +133,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--draws", type=int, default=96)
     parser.add_argument("--steps", type=int, nargs=2, default=(300, 1500), metavar=("LOW", "HIGH"), help="budgets")
     parser.add_argument("--recipe", default="", help="draw workloads and budgets as this one does")
+    parser.add_argument("--best", type=float, default=0.0, help="share of the lowest loss in what is judged")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -137,7 +147,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{given.against}: {_broken(other)} of {len(other)} runs broke")
     for name in given.controllers:
         one = outcomes(controller_of(name), **settings)
-        found = judge(one, other)
+        found = judge(one, other, given.best)
         print(
             f"{name}: {found.mean:+.3f} nats (standard error {found.error:.3f}), better on {found.better:.0%} and "
             f"worse on {found.worse:.0%} of {given.draws} draws, {_broken(one)} of {len(one)} runs broke"

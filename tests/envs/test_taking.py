@@ -78,6 +78,7 @@ DRAWN: dict[str, Any] = {
     "siblings": 3,
     "withhold_loss": 0.3,
     "validation": 0.5,
+    "reward_best": 0.5,
     "dtype": "float64",
 }
 

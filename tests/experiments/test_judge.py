@@ -17,7 +17,7 @@ from rlrate.experiments.judge import RUNS, judge, main, outcomes
 def drawn(improvements: list[float], families: list[str]) -> list[Outcome]:
     """Three equal runs of each draw."""
     return [
-        Outcome(family, f"{family}/x", "adam", 300, 0.1, value, diverged=False)
+        Outcome(family, f"{family}/x", "adam", 300, 0.1, value, value, diverged=False)
         for family, value in zip(families, improvements, strict=True)
         for _ in range(RUNS)
     ]
@@ -59,3 +59,18 @@ def test_draws_can_be_those_of_a_recipe(tmp_path: Path) -> None:
     assert {outcome.optimizer for outcome in found} == {"adam"}
     assert all(200 <= outcome.steps <= 210 for outcome in found)
     assert len({outcome.family for outcome in found}) == 2
+
+
+def test_the_lowest_loss_can_be_judged_instead_of_the_last() -> None:
+    one, other = drawn([1.0, 2.0], ["a", "b"]), drawn([1.0, 2.0], ["a", "b"])
+    one = [replace(outcome, best=outcome.best + 0.4) for outcome in one]
+    found = {share: judge(one, other, share).mean for share in (0.0, 0.5, 1.0)}
+    assert found == {0.0: 0.0, 0.5: pytest.approx(0.2), 1.0: pytest.approx(0.4)}
+    with pytest.raises(ConfigError, match="best must lie in"):
+        judge(one, other, 2.0)
+
+
+def test_the_lowest_loss_of_a_run_is_not_above_its_last_one() -> None:
+    found = outcomes(Controller.constant(), draws=3, steps=(40, 60))
+    assert all(outcome.best >= outcome.improvement for outcome in found)
+    assert any(outcome.best > outcome.improvement for outcome in found)
