@@ -53,6 +53,7 @@ class Judgement:
         better: Share of draws on which it is notably better.
         worse: Share on which it is notably worse.
         families: Mean and number of draws of each family.
+        optimizers: The same of each optimizer.
     """
 
     mean: float
@@ -60,6 +61,7 @@ class Judgement:
     better: float
     worse: float
     families: dict[str, tuple[float, int]]
+    optimizers: dict[str, tuple[float, int]]
 
 
 def outcomes(
@@ -112,15 +114,13 @@ def judge(one: Sequence[Outcome], other: Sequence[Outcome], best: float = 0.0) -
     fallen = [np.array([(1.0 - best) * o.improvement + best * o.best for o in side]) for side in (one, other)]
     gained = fallen[0] - fallen[1]
     difference = np.clip(gained.reshape(-1, RUNS).mean(axis=1), -MOST, MOST)
-    grouped: dict[str, list[float]] = defaultdict(list)
-    for outcome, value in zip(one[::RUNS], difference.tolist(), strict=True):
-        grouped[outcome.family].append(value)
     return Judgement(
         float(difference.mean()),
         float(difference.std(ddof=1) / np.sqrt(len(difference))),
         float((difference > NOTABLE).mean()),
         float((difference < -NOTABLE).mean()),
-        {family: (float(np.mean(values)), len(values)) for family, values in sorted(grouped.items())},
+        _grouped([outcome.family for outcome in one[::RUNS]], difference.tolist()),
+        _grouped([outcome.optimizer for outcome in one[::RUNS]], difference.tolist()),
     )
 
 
@@ -152,7 +152,16 @@ def main(arguments: Sequence[str]) -> None:
             f"{name}: {found.mean:+.3f} nats (standard error {found.error:.3f}), better on {found.better:.0%} and "
             f"worse on {found.worse:.0%} of {given.draws} draws, {_broken(one)} of {len(one)} runs broke"
         )
-        print("  " + ", ".join(f"{family} {mean:+.2f} ({n})" for family, (mean, n) in found.families.items()))
+        for groups in (found.families, found.optimizers):
+            print("  " + ", ".join(f"{name} {mean:+.2f} ({n})" for name, (mean, n) in groups.items()))
+
+
+def _grouped(names: Sequence[str], values: Sequence[float]) -> dict[str, tuple[float, int]]:
+    """Mean and number of the values of each name."""
+    grouped: dict[str, list[float]] = defaultdict(list)
+    for name, value in zip(names, values, strict=True):
+        grouped[name].append(value)
+    return {name: (float(np.mean(found)), len(found)) for name, found in sorted(grouped.items())}
 
 
 def _broken(found: Sequence[Outcome]) -> int:

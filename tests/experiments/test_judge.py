@@ -10,6 +10,7 @@ import pytest
 
 from rlrate import Controller
 from rlrate.agents import Outcome
+from rlrate.envs.optimizers import OPTIMIZERS
 from rlrate.errors import ConfigError
 from rlrate.experiments.judge import RUNS, judge, main, outcomes
 
@@ -32,6 +33,7 @@ def test_differences_are_averaged_over_draws_and_bounded() -> None:
     assert found.error == pytest.approx(np.std(values, ddof=1) / 2)
     assert (found.better, found.worse) == (0.5, 0.25)
     assert {name: (round(mean, 9), n) for name, (mean, n) in found.families.items()} == {"a": (0.15, 2), "b": (0.5, 2)}
+    assert found.optimizers == {"adam": (pytest.approx(0.325), 4)}
 
 
 def test_what_ran_on_other_draws_cannot_be_compared() -> None:
@@ -44,9 +46,10 @@ def test_what_ran_on_other_draws_cannot_be_compared() -> None:
 
 def test_the_command_compares_with_the_one_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     main(["0.2", "0", "--against", "0", "--draws", "2", "--workers", "1", "--steps", "40", "60"])
-    first, better, families, same, _ = capsys.readouterr().out.splitlines()
+    first, better, families, optimizers, same, *_ = capsys.readouterr().out.splitlines()
     assert first == "0: 0 of 6 runs broke"
     assert better.startswith("0.2: +") and "better on" in better and families.startswith("  ")
+    assert {part.split()[0] for part in optimizers.split(", ")} <= set(OPTIMIZERS)
     assert same.startswith("0: +0.000 nats (standard error 0.000), better on 0% and worse on 0% of 2 draws")
 
 
