@@ -90,6 +90,15 @@ def test_a_recipe_may_extend_that_of_the_controller_it_begins_with(write: Write)
             Recipe.load(write("other.toml", f"{text}{change}\n"))
 
 
+def test_the_shipped_controller_was_trained_by_the_recipe_in_the_file() -> None:
+    recipe, controller = Recipe.load("default"), Controller.load("default")
+    trained = controller.provenance["recipe"]
+    # Its two steps were run by two commands, the second with the controller of the first one as `initial`.
+    assert {name for name, value in recipe.to_dict().items() if trained[name] != value} == {"name", "first", "initial"}
+    assert recipe.first_recipe is not None and recipe.first_recipe.seed == trained["seed"]
+    assert recipe.spec == controller.spec
+
+
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
 def test_an_ablation_changes_one_thing(path: Path) -> None:
     # What they are compared with is itself the recipe `ppo` at short budgets; the pairs are compared at their own.
