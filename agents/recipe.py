@@ -235,7 +235,10 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the recipe: two trainings with the same digest are the same training."""
+        """SHA-256 of the recipe: two trainings with the same digest are the same training.
+
+        Except for the order of a table that weights workloads, which decides what each draw has and is not told.
+        """
         return digest_of(self.to_dict())
 
     @property

@@ -83,6 +83,19 @@ def test_killed_and_resumed_is_never_killed(rollouts: int, trained: Path, tiny: 
     assert (out / "progress.csv").read_text() == (trained / "progress.csv").read_text()
 
 
+def test_weighted_workloads_are_drawn_in_the_order_of_the_recipe_when_resumed(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    weighted = {**tiny, "environment": {**tiny["environment"], "workload": {"training-mlp-regression": 2, "plateau": 1}}}
+    recipe = Recipe.from_dict(weighted)
+    whole = train(recipe, tmp_path / "whole").parent
+    with pytest.raises(Killed):
+        train(recipe, tmp_path / "run", progress=kill_after(1))
+    resumed = train(out=tmp_path / "run", resume=True).parent
+    for name in ("controller.safetensors", "progress.csv"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_a_torn_checkpoint_falls_back_to_the_one_before(trained: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(Killed):
