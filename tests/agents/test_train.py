@@ -86,8 +86,8 @@ def test_killed_and_resumed_is_never_killed(rollouts: int, trained: Path, tiny: 
 def test_weighted_workloads_are_drawn_in_the_order_of_the_recipe_when_resumed(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    weighted = {**tiny, "environment": {**tiny["environment"], "workload": {"training-mlp-regression": 2, "plateau": 1}}}
-    recipe = Recipe.from_dict(weighted)
+    environment = {**tiny["environment"], "workload": {"training-mlp-regression": 2, "plateau": 1}}
+    recipe = Recipe.from_dict({**tiny, "environment": environment})
     whole = train(recipe, tmp_path / "whole").parent
     with pytest.raises(Killed):
         train(recipe, tmp_path / "run", progress=kill_after(1))
