@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -137,7 +138,9 @@ def refine(policy: ActorCriticPolicy, detours: Detours, settings: Refinement) ->
     # Where nothing is known it says zero, and the policy stays.
     ridge = KernelRidge(alpha=LUCK, kernel="laplacian", gamma=1.0 / LENGTH)
     regression = make_pipeline(StandardScaler(), ridge)
-    regression.fit(_double(seen), _double(detours.answers - before + settings.step * detours.worth))
+    # OpenBLAS 0.3.30 fails, with the process, where several threads factorise as many rows as a long training has.
+    with threadpool_limits(1, user_api="blas"):
+        regression.fit(_double(seen), _double(detours.answers - before + settings.step * detours.worth))
     generator = torch.Generator().manual_seed(0)
     spread = FAR * seen.std(dim=0)
     around = [seen + spread * torch.randn(seen.shape, generator=generator) for _ in range(AROUND)]

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sklearn.kernel_ridge import KernelRidge
 from stable_baselines3.common.buffers import RolloutBuffer
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from rlrate import Controller
-from rlrate.agents import Recipe, train
+from rlrate.agents import Recipe, refinement, train
 from rlrate.agents.checkpoint import read_checkpoint
 from rlrate.agents.refinement import Detours, Refinement, refine
 from rlrate.agents.rollout import DETOUR, BranchingPolicy
@@ -95,6 +97,23 @@ def test_answers_move_to_the_better_side_though_luck_is_ten_times_larger() -> No
     clear = fresh[:, 1].abs() > 0.5
     assert torch.corrcoef(torch.stack([difference, fresh[:, 1].sign()]))[0, 1] > 0.8
     np.testing.assert_allclose((difference * fresh[:, 1].sign())[clear].mean(), 2.0 * 0.05, atol=0.03)
+
+
+def test_the_regression_is_solved_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several OpenBLAS ends the process where there are as many detours as in the recipe `default`: no test's size."""
+    threads: list[int] = []
+
+    class Watched(KernelRidge):  # type: ignore[misc]
+        def fit(self, *data: Any) -> KernelRidge:
+            threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+            return super().fit(*data)
+
+    monkeypatch.setattr(refinement, "KernelRidge", Watched)
+    seen = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+    with threadpool_limits(2, user_api="blas"):
+        refine(policy(), Detours(seen, torch.zeros(50), torch.zeros(50)), Refinement(0, 1, 1, epochs=1))
+        outside = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert set(threads) == {1} and set(outside) == {2}
 
 
 def test_where_nothing_is_worth_anything_the_policy_stays() -> None:
