@@ -100,7 +100,7 @@ def test_answers_move_to_the_better_side_though_luck_is_ten_times_larger() -> No
 
 
 def test_the_regression_is_solved_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With several OpenBLAS ends the process where there are as many detours as in the recipe `default`: no test's size."""
+    """With several, OpenBLAS ends the process at as many detours as the recipe `default` has: no size for a test."""
     threads: list[int] = []
 
     class Watched(KernelRidge):  # type: ignore[misc]
