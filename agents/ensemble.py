@@ -41,7 +41,10 @@ def begun_folders(out: Path, recipe: Recipe) -> list[Path]:
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    return has_checkpoint(folder) or ((folder / FIRST).is_dir() and _has_checkpoint(folder / FIRST))
+    """Whether anything of a training is saved, be it of what comes first in it, or of one of the seeds of that."""
+    first = folder / FIRST
+    parts = [part for part in (first, *first.glob("seed-*")) if part.is_dir()]
+    return has_checkpoint(folder) or any(_has_checkpoint(part) for part in parts)
 
 
 def rollouts_done(out: Path, recipe: Recipe) -> int:
@@ -56,8 +59,8 @@ def rollouts_done(out: Path, recipe: Recipe) -> int:
 def _rollouts_done(folder: Path, recipe: Recipe) -> int:
     first = recipe.first_recipe
     if first and not has_checkpoint(folder):
-        return _rollouts_done(folder / FIRST, first)
-    return recipe.rollouts - recipe.iterations + len(json.loads(read_checkpoint(folder)["rows"]))
+        return rollouts_done(folder / FIRST, first)
+    return (first.rollouts if first else 0) + len(json.loads(read_checkpoint(folder)["rows"]))
 
 
 def gather_progress(recipe: Recipe, out: Path) -> None:

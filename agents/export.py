@@ -106,24 +106,20 @@ def export(run: str | Path, path: str | Path | None = None, *, trust: bool = Fal
     if run.suffix == ".zip" or run.is_file():
         controller = _from_zip(run, trust)
         return controller.save(path or run.parent / "controller.safetensors")
-    from rlrate.agents.record import provenance, recorded_recipe
-
-    recipe = recorded_recipe(run)
-    if recipe.seeds > 1:
-        controller = mean_of([_from_folder(folder) for folder in begun_folders(run, recipe)], provenance(recipe))
-    else:
-        controller = _from_folder(run)
-    return controller.save(path or run / "controller.safetensors")
+    return _from_folder(run).save(path or run / "controller.safetensors")
 
 
 def _from_folder(run: Path) -> Controller:
-    from rlrate.agents.record import recorded_recipe
+    from rlrate.agents.record import provenance, recorded_recipe
     from rlrate.agents.train import restore
 
-    if recorded_recipe(run).first and not has_checkpoint(run):  # what comes first is all there is so far
+    recorded = recorded_recipe(run)
+    if recorded.seeds > 1:
+        return mean_of([_from_folder(folder) for folder in begun_folders(run, recorded)], provenance(recorded))
+    if recorded.first and not has_checkpoint(run):  # what comes first is all there is so far
         return _from_folder(run / FIRST)
-    model, recipe, provenance = restore(run)
-    return controller_from(model, recipe.spec, provenance)
+    model, recipe, notes = restore(run)
+    return controller_from(model, recipe.spec, notes)
 
 
 def _from_zip(path: Path, trust: bool) -> Controller:

@@ -56,7 +56,8 @@ class Recipe:
         initial: Controller whose policy the training begins with, a bundled name or a file; empty for a fresh one.
             Its specification and its network are then those of the training.
         first: Entries of another recipe, whose training comes first and gives that controller; in a file the name of a
-            bundled recipe, or a path seen from the file. Its seed is this recipe's. Empty for none.
+            bundled recipe, or a path seen from the file. Its seed is this recipe's; with several ``seeds`` it is the
+            first of them, and the mean of their policies is what this training begins with. Empty for none.
         imitation: Settings of :class:`rlrate.agents.imitation.Imitation`, with which the policy begins by imitating the
             best open-loop schedules; empty for none.
         refinement: Settings of :class:`rlrate.agents.refinement.Refinement`, with which the training ends; empty for
@@ -134,9 +135,8 @@ class Recipe:
     def _check_first(self) -> None:
         if self.initial or self.imitation:
             raise ConfigError("a training has one beginning: leave out first, or initial and imitation")
-        own = sorted({"seed", "seeds"} & set(self.first))
-        if own:
-            raise ConfigError(f"the training that comes first has the seed of the recipe; leave out first.{own[0]}")
+        if "seed" in self.first:
+            raise ConfigError("the training that comes first has the seed of the recipe; leave out first.seed")
         if self.first.get("algo", "ppo") not in ON_POLICY:
             raise ConfigError(f"only {' and '.join(ON_POLICY)} can come first, not {self.first['algo']}")
 
@@ -213,7 +213,8 @@ class Recipe:
                 if other.resolve() in above:
                     raise ConfigError(f"{path}: first = {name!r} leads back to the file itself")
                 first = cls._load(other, above).to_dict()
-                data["first"] = {key: value for key, value in first.items() if key not in ("seed", "seeds")}
+                left_out = {"seed"} if first["seeds"] > 1 else {"seed", "seeds"}
+                data["first"] = {key: value for key, value in first.items() if key not in left_out}
             return cls.from_dict(data)
         except OSError as error:
             raise ConfigError(f"cannot read the recipe {error.filename}: {error.strerror}") from None
@@ -276,20 +277,22 @@ class Recipe:
 
     @property
     def rollouts(self) -> int:
-        """Rollouts of the whole training, with those that come first."""
+        """Rollouts of the whole training, with those that come first, over all seeds."""
         first = self.first_recipe
-        return self.iterations + (first.rollouts if first else 0)
+        return self.seeds * (self.iterations + (first.rollouts if first else 0))
 
     @property
     def network(self) -> dict[str, Any]:
         """The policy's hidden widths and activation, as the entries "net" and "activation" of ``policy``."""
         beginning = self._beginning()
         if beginning is not None:
-            return beginning[2]
+            # The mean of several policies has their hidden layers side by side.
+            beside = int(self.first.get("seeds", 1))
+            return {**beginning[2], "net": [beside * width for width in beginning[2]["net"]]}
         return {"net": list(self.policy.get("net", [64, 64])), "activation": self.policy.get("activation", "tanh")}
 
     def _beginning(self) -> tuple[str, ControlSpec, dict[str, Any]] | None:
-        """Name, specification and network of the controller that the training begins with."""
+        """Name, specification and network of the controller that the training begins with, or of one of its parts."""
         first = self.first_recipe
         if first:
             return f"that of the recipe {first.name}", first.spec, first.network

@@ -78,21 +78,29 @@ def train(
     elif out.exists() and any(path.suffix != ".part" for path in out.iterdir()):  # left by a write that was killed
         raise ConfigError(f"{out} is not empty; choose another folder, or continue the training there with --resume")
     if recipe.seeds > 1:
-        return _train_seeds(recipe, out, workers, backend, progress)
+        return _train_seeds(recipe, out, {out: recipe}, workers, backend, progress)
     return _train_one(recipe, out, {out: recipe}, resume, workers, backend, progress)
 
 
-def _train_seeds(recipe: Recipe, out: Path, workers: int, backend: str, progress: Progress | None) -> Path:
+def _train_seeds(
+    recipe: Recipe,
+    out: Path,
+    records: Mapping[Path, Recipe],
+    workers: int,
+    backend: str,
+    progress: Progress | None,
+) -> Path:
     controllers = []
+    total = recipe.rollouts // recipe.seeds
     for index, member in enumerate(members(recipe)):
         folder = folder_of(out, member)
 
-        def report(done: int, total: int, figures: dict[str, float], before: int = index) -> None:
+        def report(done: int, _: int, figures: dict[str, float], before: int = index * total) -> None:
             gather_progress(recipe, out)
             if progress is not None:
-                progress(before * total + done, recipe.seeds * total, figures)
+                progress(before + done, recipe.rollouts, figures)
 
-        path = _train_part(member, folder, {out: recipe, folder: member}, workers, backend, report)
+        path = _train_part(member, folder, {**records, folder: member}, workers, backend, report)
         controllers.append(Controller.load(path))
     gather_progress(recipe, out)
     return mean_of(controllers, provenance(recipe)).save(out / "controller.safetensors")
@@ -107,6 +115,8 @@ def _train_part(
     progress: Progress | None,
 ) -> Path:
     """A training that is part of another one: continued where it was stopped, and left alone where it is done."""
+    if recipe.seeds > 1:
+        return _train_seeds(recipe, out, records, workers, backend, progress)
     begun = (out / "config.json").exists()
     if begun and has_checkpoint(out) and rollouts_done(out, recipe) >= recipe.rollouts:
         return export(out)

@@ -11,7 +11,7 @@ import pytest
 
 from rlrate import Controller
 from rlrate.agents import Recipe, export, train
-from rlrate.agents.ensemble import rollouts_done
+from rlrate.agents.ensemble import mean_of, rollouts_done
 from rlrate.control import USUAL
 from rlrate.errors import ConfigError
 
@@ -79,6 +79,44 @@ def test_each_seed_has_its_own_first_training(tiny: dict[str, Any], tmp_path: Pa
     assert len(mean.layers[0][1]) == 32
 
 
+def test_what_comes_first_may_be_the_mean_of_several_seeds(tiny: dict[str, Any], tmp_path: Path) -> None:
+    recipe = Recipe.from_dict(entries(tiny))
+    recipe = dataclasses.replace(recipe, first={**recipe.first, "seeds": 2}, policy=recipe.first["policy"])
+    told: list[tuple[int, int]] = []
+    path = train(recipe, tmp_path / "both", progress=lambda done, total, _: told.append((done, total)))
+    assert told == [(done, 8) for done in range(1, 9)]
+    folder = tmp_path / "both" / "first"
+    ones = [Controller.load(folder / f"seed-{seed}" / "controller.safetensors") for seed in (3, 4)]
+    before = Controller.load(folder / "controller.safetensors")
+    assert same(before, mean_of(ones)) and not same(*ones)
+    by_hand = dataclasses.replace(recipe, first={}, policy={}, initial=str(folder / "controller.safetensors"))
+    after = Controller.load(path)
+    assert same(after, Controller.load(train(by_hand, tmp_path / "by-hand")))
+    assert len(after.layers[0][1]) == 2 * len(ones[0].layers[0][1]) == recipe.network["net"][0]
+
+
+@pytest.mark.parametrize("stopped", [2, 3, 4, 5, 7])
+def test_the_seeds_that_come_first_resume_wherever_they_were_stopped(
+    stopped: int, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = Recipe.from_dict(entries(tiny))
+    recipe = dataclasses.replace(recipe, first={**recipe.first, "seeds": 2})
+    whole = Controller.load(train(recipe, tmp_path / "whole"))
+
+    def stop(done: int, *_: Any) -> None:
+        if done == stopped:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, out, progress=stop)
+    assert rollouts_done(out, recipe) == stopped - 1
+    assert Controller.load(export(out)).layers
+    told: list[int] = []
+    assert Controller.load(train(out=out, resume=True, progress=lambda done, *_: told.append(done))) == whole
+    assert told == list(range(stopped, 9))
+
+
 def test_with_a_refinement_all_weights_learn_beside_further_signals(tiny: dict[str, Any], tmp_path: Path) -> None:
     environment = {**tiny["environment"], "siblings": 2}
     refined = {"refinement": {"after": 0, "every": 2, "pool": 2, "epochs": 3}, "siblings": {"branch": True, "hold": 3}}
@@ -100,6 +138,7 @@ def test_with_a_refinement_all_weights_learn_beside_further_signals(tiny: dict[s
         ({"initial": "default"}, "has one beginning"),
         ({"imitation": {"draws": 2}}, "has one beginning"),
         ({"first": {"seed": 1}}, "leave out first.seed"),
+        ({"first": {"seeds": 0}}, "seeds must be a positive integer"),
         ({"first": {"algo": "sac"}}, "only ppo and a2c can come first, not sac"),
         ({"first": {"runs": 0}}, "runs must be a positive integer"),
         ({"first": {"run": 3}}, r"unknown recipe entries \['run'\]"),
@@ -126,6 +165,10 @@ def test_a_file_names_it(tmp_path: Path) -> None:
     recipe = Recipe.load(tmp_path / "two.toml")
     assert recipe.first_recipe == dataclasses.replace(Recipe.load(folder / "one.toml"), seed=2)
     assert recipe.rollouts == 10
+    (folder / "one.toml").write_text('extends = "demo"\nseed = 5\nseeds = 2\niterations = 7\n')
+    recipe = Recipe.load(tmp_path / "two.toml")
+    assert recipe.first_recipe == dataclasses.replace(Recipe.load(folder / "one.toml"), seed=2)
+    assert recipe.rollouts == 17
     (tmp_path / "three.toml").write_text('extends = "demo"\nfirst = "demos"\n')
     with pytest.raises(ConfigError, match="unknown recipe 'demos'"):
         Recipe.load(tmp_path / "three.toml")
