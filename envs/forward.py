@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeAlias, overload
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from rlrate.envs.lowering import Lowering, Stacked
+from rlrate.envs.replay import Repeated
 from rlrate.envs.replica import Replica
 from rlrate.envs.workload import Workload
+from rlrate.errors import WorkloadError
 
 __all__ = ["Forward"]
 
-Gradients = tuple[Tensor, Sequence[Tensor | None]]
+Gradients: TypeAlias = tuple[Tensor, Sequence[Tensor | None]]
+Compute: TypeAlias = Callable[[Sequence[Tensor]], list[Tensor | None]]
 
 
 class Forward:
@@ -52,6 +55,7 @@ class Forward:
             not s[1].is_floating_point() and bool((s[1] >= 0).all()) for s in (workload.train, workload.heldout)
         )
         self.activations = self._count_activations()
+        self._repeated = Repeated()
 
     def gradients(
         self,
@@ -70,16 +74,40 @@ class Forward:
 
         Returns:
             Losses (n,), detached, and gradients like ``leaves``.
+
+        Raises:
+            WorkloadError: The module computes something else than some steps ago.
         """
         runs, batch = index.shape
         flat = index.reshape(-1)
         x, y = (values.index_select(0, flat).view(runs, batch, *values.shape[1:]) for values in self._train)
-        with torch.enable_grad():
-            if self.loop:
+        if self.loop:
+            with torch.enable_grad():
                 return self._loop(leaves, buffers, x, y, noise)
-            losses = self._vectorised(leaves, buffers, x, y, noise)
-            grads = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True)
-        return losses.detach(), grads
+        count = len(leaves)
+
+        def compute(inputs: Sequence[Tensor]) -> list[Tensor | None]:
+            leaves, buffers, (x, y) = inputs[:count], inputs[count:-2], inputs[-2:]
+            with torch.enable_grad():
+                losses = self._vectorised(leaves, buffers, x, y, noise)
+                grads = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True)
+            return [losses.detach(), *grads]
+
+        return self._repeat((runs, batch), compute, [*leaves, *buffers, x, y])
+
+    def _repeat(self, key: Hashable, compute: Compute, inputs: Sequence[Tensor]) -> Gradients:
+        before = self._replica.state() if self._repeated.records(key) else None
+        try:
+            losses, *grads = self._repeated(key, compute, inputs)
+        except ValueError as error:
+            raise WorkloadError(
+                f"{self.workload.name}: the network or its loss depends on more than weights, buffers and the batch: "
+                f"{error}; make what changes a buffer of the module (register_buffer)."
+            ) from error
+        if before is not None and before != self._replica.state():
+            self._repeated.possible = False
+        assert losses is not None
+        return losses, grads
 
     def evaluate(
         self,

@@ -78,6 +78,19 @@ class Replica:
                 found[index] = now
         return found
 
+    def state(self) -> list[tuple[str, str, object]]:
+        """What the module remembers besides parameters and buffers: owner, name and value of each attribute.
+
+        Values are compared as they are where they are numbers or text, and by identity otherwise.
+        """
+        kept = {"_parameters", "_buffers", "_modules", "training"}
+        return [
+            (prefix, name, value if isinstance(value, bool | int | float | str) else id(value))
+            for prefix, owner in self.module.named_modules()
+            for name, value in vars(owner).items()
+            if name not in kept and not name.startswith("_flat_weight")  # a recurrent layer's second list of them
+        ]
+
     def restore(self) -> None:
         """Use the module's own values again, so that no other tensor is kept alive."""
         self.put(self._own)
