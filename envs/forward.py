@@ -256,9 +256,9 @@ class Forward:
         """Numbers saved for the backward pass of one network: those of an ordinary step."""
         seen: dict[int, int] = {}
 
-        def pack(value: Tensor) -> Tensor:
+        def pack(value: Tensor) -> None:
+            # Nothing is kept: an operation that saves its own result would hold itself, and all before it, for ever.
             seen[value.data_ptr()] = value.numel()
-            return value
 
         replica, batch = self._replica, self.workload.batch_size
         buffers = [value.clone() for value in replica.buffers()]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import warnings
+import weakref
 from typing import Any
 
 import numpy as np
@@ -96,6 +98,26 @@ def test_other_modules_are_vectorised_and_equal_plain_loops(model: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_truth(workload_of(model), make_optimizer("adamw"), size=3, steps=12)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn-batchnorm", "attention"])
+def test_a_population_that_nobody_needs_leaves_nothing_in_memory(model: str) -> None:
+    make, shape = MODELS[model]
+    networks: list[weakref.ref[Tensor]] = []
+
+    def remembered() -> nn.Module:
+        module = make()
+        networks.extend(map(weakref.ref, module.parameters()))
+        return module
+
+    population = Population(make_workload(remembered, shape), make_optimizer("adam"), [0, 1])
+    for _ in range(10):
+        population.backward()
+        population.update(torch.full((2,), 1e-3))
+    population.heldout()
+    del population
+    gc.collect()
+    assert networks and not [network for network in networks if network() is not None]
 
 
 def test_equals_plain_loops_in_single_precision() -> None:
