@@ -84,7 +84,7 @@ def test_recorded_training_is_the_same_to_the_last_bit(model: str, monkeypatch: 
     workload = make_workload(lambda: Counted(make(), calls), shape)
     train(workload, 40)
     # Every call of the module stands for all networks; one more counts activations, one tries whether it can.
-    assert len(calls) == 42 if model in RANDOM else len(calls) < 15
+    assert len(calls) == 42 if model in RANDOM else len(calls) < 20
     check_same(workload, 40, monkeypatch)
 
 
