@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from rlrate.envs.lowering import Lowering, Stacked
-from rlrate.envs.replay import Repeated
+from rlrate.envs.replay import ChangedError, Repeated
 from rlrate.envs.replica import Replica
 from rlrate.envs.workload import Workload
 from rlrate.errors import WorkloadError
@@ -99,7 +99,7 @@ class Forward:
         before = self._replica.state() if self._repeated.records(key) else None
         try:
             losses, *grads = self._repeated(key, compute, inputs)
-        except ValueError as error:
+        except ChangedError as error:
             raise WorkloadError(
                 f"{self.workload.name}: the network or its loss depends on more than weights, buffers and the batch: "
                 f"{error}; make what changes a buffer of the module (register_buffer)."

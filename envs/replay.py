@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-__all__ = ["Repeated"]
+__all__ = ["ChangedError", "Repeated"]
 
 Outputs: TypeAlias = list[Tensor | None]
 Function: TypeAlias = Callable[[Sequence[Tensor]], Outputs]
@@ -28,6 +28,10 @@ RECORDED_CALL = 6
 TRIAL = 4
 #: How far a recording may be off later, relative to the largest number.
 TOLERANCE = 1e-3
+
+
+class ChangedError(Exception):
+    """A function no longer computes what was recorded of it."""
 
 
 class Repeated:
@@ -56,7 +60,7 @@ class Repeated:
             inputs: Tensors; the function may change them in place.
 
         Raises:
-            ValueError: The function has changed since it was recorded.
+            ChangedError: The function has changed since it was recorded.
         """
         if not self.possible:
             return function(inputs)
@@ -99,7 +103,7 @@ class Repeated:
         pairs = zip([*outputs, *inputs], [*repeated, *copies], strict=True)
         if not all(_agree(a, b, 0.0 if trial else TOLERANCE) for a, b in pairs):
             if not trial:
-                raise ValueError("it does not compute what it did some calls ago")
+                raise ChangedError("it does not compute what it did some calls ago")
             self.possible = False
         return outputs
 

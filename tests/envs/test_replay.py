@@ -212,3 +212,20 @@ def test_any_chain_of_operations_and_its_gradient(names: list[str], seed: int) -
         x, w = torch.randn(3, 4, generator=generator), torch.randn(4, 4, generator=generator)
         call(repeated, function, x, w)
     assert repeated.possible
+
+
+def test_an_error_of_the_loss_stays_what_it_is() -> None:
+    broken = [False]
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        if broken[0]:
+            raise ValueError("no such target")
+        return F.cross_entropy(output, target)
+
+    population = Population(make_workload(*MODELS["mlp"], loss=loss), make_optimizer("sgd"), [0])
+    for _ in range(7):
+        population.backward()
+        population.update(torch.full((1,), 1e-2))
+    broken[0] = True
+    with pytest.raises(ValueError, match=r"^no such target$"):
+        population.backward()
