@@ -16,8 +16,9 @@ rates diverged, and by how much their final losses differ between the rates.
 
 ``python -m rlrate.experiments.regret --between DIR OTHER`` prints the loss of the learned scheduler in one comparison
 relative to that in another with another controller, over the problems and seeds that both have, with an interval over
-seeds, and by problem. ``--on SUITE [--seeds 2,16] ONE OTHER`` prints the same of two controllers that it runs on the
-problems of a suite, without anything else that the suite compares.
+seeds, and by problem. ``--on SUITE [--seeds 2,16] ONE [MORE ...] OTHER`` prints the same of controllers that it runs on
+the problems of a suite, each relative to the last, without anything else that the suite compares; and a second
+interval, over what other workloads of such kinds might have shown.
 """
 
 from __future__ import annotations
@@ -196,6 +197,12 @@ def between(one: Results, other: Results, method: str) -> tuple[Interval, dict[s
     return _paired(logs, shared)
 
 
+def on_suite(controller: Controller, suite: Suite, seeds: Sequence[int]) -> NDArray[np.float64]:
+    """Log of the final held-out loss of a controller on the problems of a suite, shape (problems, seeds)."""
+    traces = [run_learned(make_draw(problem), seeds, controller) for problem in suite.problems]
+    return np.array([_log(trace.heldout_loss) for trace in traces])
+
+
 def side_by_side(
     one: Controller, other: Controller, suite: Suite, seeds: Sequence[int]
 ) -> tuple[Interval, dict[str, float]]:
@@ -203,12 +210,20 @@ def side_by_side(
 
     Geometric means over problems and seeds; the interval is over seeds.
     """
-    logs = np.empty((2, len(suite.problems), len(seeds)))
-    for index, problem in enumerate(suite.problems):
-        draw = make_draw(problem)
-        for number, controller in enumerate((one, other)):
-            logs[number, index] = _log(run_learned(draw, seeds, controller).heldout_loss)
+    logs = np.array([on_suite(controller, suite, seeds) for controller in (one, other)])
     return _paired(logs, [problem.name for problem in suite.problems])
+
+
+def over_workloads(difference: NDArray[np.float64], workloads: Sequence[str]) -> Interval:
+    """Geometric mean of ratios, with an interval from redrawn workloads, then seeds within each.
+
+    Args:
+        difference: Log ratios, shape (problems, seeds).
+        workloads: Of each problem the name of its workload; problems that share one are redrawn together.
+    """
+    names = list(dict.fromkeys(workloads))
+    rows = [difference[[workload == name for workload in workloads]].mean(axis=0) for name in names]
+    return Interval(*np.exp(clustered_interval(np.array(rows))).tolist())
 
 
 def _paired(logs: NDArray[np.float64], problems: Sequence[str]) -> tuple[Interval, dict[str, float]]:
@@ -246,10 +261,9 @@ def main(arguments: Sequence[str], cache: Path = Path("runs/regret.json")) -> No
         if given.seeds is not None:
             first, last = _two(given.seeds) or (1, 0)
             seeds = list(range(first, last + 1))
-        if len(names) != 2 or not seeds:
-            parser.error("--on compares two controllers, on --seeds FIRST,LAST")
-        found = side_by_side(controller_of(names[0]), controller_of(names[1]), suite, seeds)
-        _print_between(f"{names[0]} / {names[1]}", *found)
+        if len(names) < 2 or not seeds:
+            parser.error("--on compares controllers with the last one named, on --seeds FIRST,LAST")
+        _print_on(names, suite, seeds)
     elif given.against:
         results = load(given.against)
         for name in names:
@@ -269,6 +283,18 @@ def _two(text: str) -> tuple[int, int] | None:
     """Two numbers and a comma; None for anything else."""
     parts = [part.strip() for part in text.split(",")]
     return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(part.isdigit() for part in parts) else None
+
+
+def _print_on(names: Sequence[str], suite: Suite, seeds: Sequence[int]) -> None:
+    controllers = [controller_of(name) for name in names]
+    other = on_suite(controllers[-1], suite, seeds)
+    workloads = [problem.workload for problem in suite.problems]
+    for name, controller in zip(names[:-1], controllers, strict=False):
+        logs = np.array([on_suite(controller, suite, seeds), other])
+        _print_between(f"{name} / {names[-1]}", *_paired(logs, [problem.name for problem in suite.problems]))
+        if len(set(workloads)) > 1:
+            wide = over_workloads(logs[0] - logs[1], workloads)
+            print(f"  with other workloads: [{wide.low:.3f}, {wide.high:.3f}], {len(set(workloads))} workloads")
 
 
 def _print_between(name: str, ratio: Interval, parts: dict[str, float]) -> None:

@@ -205,6 +205,8 @@ def _bundled(name: str) -> Path:
 def load_suite(name: str) -> Suite:
     """Reads a suite; with ``extends = "held-out"`` (a name or a path) what it does not say is as there.
 
+    A ``[[problem]]`` whose optimizer is a list of names stands for one problem with each.
+
     Args:
         name: A bundled suite, or the path of a TOML file.
 
@@ -239,7 +241,11 @@ def _read_suite(name: str, data: dict[str, Any]) -> Suite:
         _check_entries("[[problem]]", table, {f.name for f in fields(Problem)}, {"workload", "optimizer", "steps"})
         start = table.get("start", []) if started else []
         starts = start if isinstance(start, list) else [start]
-        problems.append(Problem(**{**common, **table, "start": tuple(starts)}))
+        optimizers = table["optimizer"] if isinstance(table["optimizer"], list) else [table["optimizer"]]
+        if not optimizers:
+            raise ConfigError(f"optimizer of {table['workload']!r} is an empty list: name at least one")
+        for optimizer in optimizers:
+            problems.append(Problem(**{**common, **table, "optimizer": optimizer, "start": tuple(starts)}))
     for key in ("schedules", "entrants"):
         if key in data:
             data[key] = _names(key, data[key])

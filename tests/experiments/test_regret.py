@@ -12,7 +12,17 @@ from rlrate.envs import TrainingConfig
 from rlrate.errors import ConfigError
 from rlrate.experiments import regret as module
 from rlrate.experiments import run_suite
-from rlrate.experiments.regret import RegretSet, between, duel, main, ratios, references, regrets, side_by_side
+from rlrate.experiments.regret import (
+    RegretSet,
+    between,
+    duel,
+    main,
+    over_workloads,
+    ratios,
+    references,
+    regrets,
+    side_by_side,
+)
 from rlrate.experiments.store import load
 from rlrate.experiments.suite import Problem, Suite
 
@@ -77,10 +87,29 @@ def test_two_controllers_on_a_suite_are_what_two_comparisons_say(
     assert capsys.readouterr().out.startswith(f"0.6 / -1: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], 1 ")
     main(["--on", str(file), "--seeds", "2,4", "0.6", "0.6"])
     assert capsys.readouterr().out.startswith("0.6 / 0.6: 1.000 [1.000, 1.000], 1 problems")
+    second = problem.replace("quadratic-20", "wine-mlp")
+    file.write_text(f'title = "Tiny"\nschedules = ["constant"]\nseeds = 2\n{problem}{second}')
+    main(["--on", str(file), "0.6", "0", "-1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if " / " in line] == ["0.6 / -1", "0 / -1"]
+    assert [line.split(", ")[-1] for line in lines if "other workloads" in line] == ["2 workloads"] * 2
     for seeds in ("4,2", "many"):
         with pytest.raises(SystemExit):
             main(["--on", str(file), "--seeds", seeds, "0.6", "0.6"])
         assert "--seeds FIRST,LAST" in capsys.readouterr().err
+
+
+def test_workloads_that_several_problems_share_are_redrawn_together() -> None:
+    rng = np.random.default_rng(0)
+    own = rng.normal(0.1, 0.2, (12, 1, 1))  # what each of twelve workloads does, whatever the optimizer and the seed
+    difference = (own + rng.normal(0, 0.01, (12, 7, 5))).reshape(84, 5)
+    names = [f"w{index}" for index in range(12) for _ in range(7)]
+    wide = over_workloads(difference, names)
+    assert wide.value == pytest.approx(np.exp(difference.mean()))
+    half = (np.log(wide.high) - np.log(wide.low)) / 2
+    assert half == pytest.approx(1.96 * own.std(ddof=1) / np.sqrt(12), rel=0.25)
+    apart = over_workloads(difference, [str(index) for index in range(84)])
+    assert np.log(apart.high / apart.low) < 0.6 * 2 * half
 
 
 def test_a_duel_is_paired() -> None:

@@ -17,7 +17,7 @@ from rlrate.experiments.cells import Cell, Run
 from rlrate.experiments.methods import METHODS, entrant_names
 from rlrate.experiments.plan import Plan
 from rlrate.experiments.schedules import schedule_names
-from rlrate.experiments.suite import Problem, Suite, load_suite, make_draw, suite_names
+from rlrate.experiments.suite import GRID_CENTRE, Problem, Suite, load_suite, make_draw, suite_names
 
 HEAD = 'title = "T"\nschedules = ["cosine"]\nentrants = ["learned"]\n'
 PROBLEM = '[[problem]]\nworkload = "wine-mlp"\noptimizer = "adam"\nsteps = 10\n'
@@ -37,6 +37,29 @@ def test_a_suite_may_extend_another(tmp_path: Path) -> None:
     (tmp_path / "further.toml").write_text(f'extends = "mine.toml"\nentrants = ["learned"]\n{PROBLEM}')
     further = load_suite(str(tmp_path / "further.toml"))
     assert (further.seeds, further.entrants, len(further.problems)) == (3, ("learned",), 1)
+
+
+def test_a_problem_with_several_optimizers_is_one_with_each(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(HEAD + PROBLEM.replace('"adam"', '["adam", "sgd"]'))
+    problems = load_suite(str(tmp_path / "mine.toml")).problems
+    assert problems == (Problem("wine-mlp", "adam", 10), Problem("wine-mlp", "sgd", 10))
+    for wrong, message in (
+        ("[]", "optimizer of 'wine-mlp' is an empty list"),
+        ('["adamm"]', "unknown optimizer 'adamm'"),
+    ):
+        (tmp_path / "mine.toml").write_text(HEAD + PROBLEM.replace('"adam"', wrong))
+        with pytest.raises(ConfigError, match=message):
+            load_suite(str(tmp_path / "mine.toml"))
+
+
+def test_the_crossed_suite_has_the_workloads_and_budgets_of_both_that_choose() -> None:
+    crossed = load_suite("crossed").problems
+    chosen_by = [problem for name in ("selection", "caution") for problem in load_suite(name).problems]
+    assert len(crossed) == len(chosen_by) * len(GRID_CENTRE)
+    assert {(p.workload, p.optimizer, p.steps, p.kind) for p in chosen_by} <= {
+        (p.workload, p.optimizer, p.steps, p.kind) for p in crossed
+    }
+    assert {p.workload for p in crossed} == {p.workload for p in chosen_by}
 
 
 @pytest.mark.parametrize(
