@@ -158,6 +158,22 @@ def test_changes_in_place_parts_and_missing_outputs_are_repeated() -> None:
     assert repeated.possible
 
 
+def test_sums_that_are_rounded_by_where_numbers_lie_are_recorded() -> None:
+    rows = torch.randn(6, 784, generator=torch.Generator().manual_seed(0))
+    weights = rows[:, :325].view(6, 13, 25)  # of one row for each network, as in a population
+    assert not torch.equal(weights.sum(), weights.clone().sum())  # or this shows nothing
+    repeated, calls = Repeated(), []
+
+    def function(inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        calls.append(1)
+        return [inputs[0].sum()]
+
+    for _ in range(40):
+        (total,) = repeated("sum", function, [weights])
+        assert total is not None and torch.equal(total, weights.sum())
+    assert repeated.possible and len(calls) < 20
+
+
 def test_not_a_number_agrees_with_itself() -> None:
     repeated = Repeated()
     for seed in range(40):
