@@ -18,7 +18,8 @@ rates diverged, and by how much their final losses differ between the rates.
 relative to that in another with another controller, over the problems and seeds that both have, with an interval over
 seeds, and by problem. ``--on SUITE [--seeds 2,16] ONE [MORE ...] OTHER`` prints the same of controllers that it runs on
 the problems of a suite, each relative to the last, without anything else that the suite compares; and a second
-interval, over what other workloads of such kinds might have shown.
+interval, over what other workloads of such kinds might have shown. Where workloads come under several optimizers, the
+ratio for each of these too.
 """
 
 from __future__ import annotations
@@ -295,6 +296,11 @@ def _print_on(names: Sequence[str], suite: Suite, seeds: Sequence[int]) -> None:
         if len(set(workloads)) > 1:
             wide = over_workloads(logs[0] - logs[1], workloads)
             print(f"  with other workloads: [{wide.low:.3f}, {wide.high:.3f}], {len(set(workloads))} workloads")
+        if len(set(workloads)) < len(workloads):
+            behind: dict[str, list[float]] = {}
+            for problem, row in zip(suite.problems, logs[0] - logs[1], strict=True):
+                behind.setdefault(problem.optimizer, []).append(float(row.mean()))
+            print("  by optimizer:", ", ".join(f"{k} {np.exp(np.mean(v)):.3f}" for k, v in behind.items()))
 
 
 def _print_between(name: str, ratio: Interval, parts: dict[str, float]) -> None:

@@ -93,6 +93,16 @@ def test_two_controllers_on_a_suite_are_what_two_comparisons_say(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if " / " in line] == ["0.6 / -1", "0 / -1"]
     assert [line.split(", ")[-1] for line in lines if "other workloads" in line] == ["2 workloads"] * 2
+    assert not any("by optimizer" in line for line in lines)
+    file.write_text(file.read_text().replace('"momentum"', '["momentum", "adam"]'))
+    main(["--on", str(file), "0.6", "-1"])
+    lines = capsys.readouterr().out.splitlines()
+    printed = {name: float(value) for name, value in (line.strip().split(": ") for line in lines[1:5])}
+    (found,) = (line for line in lines if "by optimizer" in line)
+    for part in found.split(": ")[1].split(", "):
+        name, value = part.split()
+        own = [ratio for problem, ratio in printed.items() if f" {name} " in problem]
+        assert float(value) == pytest.approx(np.exp(np.mean(np.log(own))), abs=2e-3) and len(own) == 2
     for seeds in ("4,2", "many"):
         with pytest.raises(SystemExit):
             main(["--on", str(file), "--seeds", seeds, "0.6", "0.6"])
