@@ -43,8 +43,8 @@ def compare(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="A whole suite: smoke, held-out, held-out-15, feedback, long, selection, caution, crossed, starts, "
-            "optimizers, robustness, validated, or a TOML file. It says what is compared, so that the options "
+            help="A whole suite: smoke, held-out, held-out-15, feedback, long, selection, caution, crossed, kinds, "
+            "starts, optimizers, robustness, validated, or a TOML file. It says what is compared, so that the options "
             "above have no say, --controller aside.",
         ),
     ] = None,

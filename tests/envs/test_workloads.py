@@ -93,6 +93,22 @@ FIXED = [
     "symbols-gating",
     "votes-factorisation-machine",
     "wiggles-radial",
+    "kin-triplets",
+    "matches-strengths",
+    "communities-graph",
+    "phrases-bag",
+    "integrals-operator",
+    "regions-experts",
+    "ledges-tree",
+    "keys-highway",
+    "shapes-depthwise",
+    "branches-mixture",
+    "crescents-flow",
+    "lifetimes-hazard",
+    "demand-quantiles",
+    "knots-denoising",
+    "tags-dropout",
+    "grades-ordinal",
 ]
 SEEDS = range(8)
 
@@ -100,7 +116,8 @@ SEEDS = range(8)
 DISTINCT = {"mlp-regression", "autoencoder", "cnn", "cnn-batchnorm", "ill-conditioned", "likelihood", "bandit"}
 DISTINCT |= {"structured"}
 
-PATIENCE = {"checkerboard-gated": (0.02, 150), "ratings-factorisation": (0.03, 150)}  # rate and steps
+PATIENCE = {name: (0.02, 150) for name in ("checkerboard-gated", "matches-strengths")}  # rate and steps
+PATIENCE["ratings-factorisation"] = (0.03, 150)
 
 # Families whose training loss says little, or is no ratio scale: their held-out loss must fall.
 SIGNED = {"bandit", "likelihood"}
