@@ -206,7 +206,8 @@ class _Recording:
         self._run = self._unit.run
 
     def __call__(self, inputs: Sequence[Tensor]) -> Outputs:
-        with torch.no_grad():
+        # As written: TorchScript would add up four products and more as one, which rounds otherwise.
+        with torch.no_grad(), torch.jit.optimized_execution(False):
             results = self._run(*inputs, *self._constants)
         if len(results) == len(self._present):
             return results  # type: ignore[no-any-return]
