@@ -207,7 +207,7 @@ class _Recording:
 
     def __call__(self, inputs: Sequence[Tensor]) -> Outputs:
         # As written: TorchScript would add up four products and more as one, which rounds otherwise.
-        with torch.no_grad(), torch.jit.optimized_execution(False):
+        with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             results = self._run(*inputs, *self._constants)
         if len(results) == len(self._present):
             return results  # type: ignore[no-any-return]
