@@ -117,7 +117,7 @@ def crescents(rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 def lifetimes(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Eight numbers of each of 900, and in which of ten intervals it ended, a quarter of them lost from sight before."""
+    """Eight numbers of each of 900, and in which of ten intervals it ended; a quarter are lost from sight before."""
     x = rng.normal(size=(900, 8))
     risk = np.exp(0.8 * x[:, 0] - 0.8 * x[:, 1] * x[:, 2] + 0.5 * np.abs(x[:, 3]))
     end, lost = (np.minimum(rng.exponential(scale, 900) * 10, 9.5) for scale in (1.5 / risk, 1.5))
