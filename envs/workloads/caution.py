@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlrate.envs.workload import Workload
-from rlrate.envs.workloads.data import Examples, split
-from rlrate.envs.workloads.registry import register_workload
+from rlrate.envs.workload import Split
+from rlrate.envs.workloads.data import Array, Examples, split
+from rlrate.envs.workloads.fixed import drawn, first, fixed
 from rlrate.envs.workloads.selection import Gated
 
 __all__ = ["ConvolutionalAutoencoder", "FactorisationMachine", "Maxout", "RadialBasis", "SpatialGating"]
@@ -133,70 +132,48 @@ def votes(rng: np.random.Generator) -> Examples:
     return Examples("votes", bits, labels, 2, unit_scale=True)
 
 
-def _rings(_: np.random.Generator) -> Workload:
-    rng = np.random.default_rng(0)
-    train, heldout = split(rng, rings(rng), 1000, 500, label_noise=0.4)
-    return _workload("rings-maxout", partial(Maxout, 6, 4, 48, 2), train, heldout, accuracy=True)
-
-
-def _dampings(_: np.random.Generator) -> Workload:
-    rng = np.random.default_rng(0)
-    train, heldout = (part[0] for part in split(rng, dampings(rng), 2000, 250))
-    model = partial(ConvolutionalAutoencoder, 32, 8, 6)
-    return _workload("dampings-autoencoder", model, (train, train), (heldout, heldout))
-
-
-def _symbols(_: np.random.Generator) -> Workload:
+def symbols(rng: np.random.Generator) -> tuple[Array, Array]:
     """Ten symbols, each drawn by the two before it; predicted from eight."""
-    rng = np.random.default_rng(0)
     chances = rng.dirichlet(np.full(10, 0.3), size=(10, 10)).cumsum(axis=2)
     text = [0, 1]
     for draw in rng.random(18_000):
         text.append(min(int((chances[text[-2], text[-1]] < draw).sum()), 9))
-    windows = torch.tensor(text[: 9 * 2000]).reshape(2000, 9)
-    first, second = windows[:1500], windows[1500:]
-    model = partial(SpatialGating, 10, 8, 32)
-    pairs = (first[:, :8], first[:, 8]), (second[:, :8], second[:, 8])
-    return _workload("symbols-gating", model, *pairs, accuracy=True)
+    windows = np.array(text[: 9 * 2000], np.int64).reshape(2000, 9)
+    return windows[:, :8], windows[:, 8]
 
 
-def _votes(_: np.random.Generator) -> Workload:
-    rng = np.random.default_rng(0)
-    train, heldout = split(rng, votes(rng), 200, 400)
-    return _workload("votes-factorisation-machine", partial(FactorisationMachine, 40, 6), train, heldout, accuracy=True)
+def _reconstructed(rng: np.random.Generator) -> tuple[Split, Split]:
+    train, heldout = (part[0] for part in split(rng, dampings(rng), 2000, 250))
+    return (train, train), (heldout, heldout)
 
 
-def _wiggles(_: np.random.Generator) -> Workload:
-    rng = np.random.default_rng(0)
-    train, heldout = split(rng, wiggles(rng), 120, 280)
-    return _workload("wiggles-radial", partial(RadialBasis, 3, 48), train, heldout)
-
-
-def _workload(
-    name: str,
-    make_model: Callable[[], nn.Module],
-    train: tuple[Tensor, Tensor],
-    heldout: tuple[Tensor, Tensor],
-    *,
-    accuracy: bool = False,
-) -> Workload:
-    return Workload(
-        name=name,
-        family=name,
-        make_model=make_model,
-        train=train,
-        heldout=heldout,
-        loss=F.cross_entropy if accuracy else F.mse_loss,
-        batch_size=32,
-        accuracy=accuracy,
-    )
-
-
-for _name, _make, _description in (
-    ("rings-maxout", _rings, "Maxout network on rings of which four in ten labels are drawn at random"),
-    ("dampings-autoencoder", _dampings, "Convolutional autoencoder of damped oscillations"),
-    ("symbols-gating", _symbols, "Spatially gated network that predicts the next of ten symbols"),
-    ("votes-factorisation-machine", _votes, "Factorisation machine on 200 rows of 40 bits: it overfits"),
-    ("wiggles-radial", _wiggles, "Radial basis functions on 120 noisy values: they overfit"),
-):
-    register_workload(_name, _make, description=_description, kind="fixed")
+fixed(
+    "rings-maxout",
+    "Maxout network on rings of which four in ten labels are drawn at random",
+    drawn(rings, 1000, 500, label_noise=0.4),
+    partial(Maxout, 6, 4, 48, 2),
+)
+fixed(
+    "dampings-autoencoder",
+    "Convolutional autoencoder of damped oscillations",
+    _reconstructed,
+    partial(ConvolutionalAutoencoder, 32, 8, 6),
+)
+fixed(
+    "symbols-gating",
+    "Spatially gated network that predicts the next of ten symbols",
+    first(1500, symbols),
+    partial(SpatialGating, 10, 8, 32),
+)
+fixed(
+    "votes-factorisation-machine",
+    "Factorisation machine on 200 rows of 40 bits: it overfits",
+    drawn(votes, 200, 400),
+    partial(FactorisationMachine, 40, 6),
+)
+fixed(
+    "wiggles-radial",
+    "Radial basis functions on 120 noisy values: they overfit",
+    drawn(wiggles, 120, 280),
+    partial(RadialBasis, 3, 48),
+)

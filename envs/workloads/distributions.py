@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlrate.envs.workloads.data import Array
-from rlrate.envs.workloads.fixed import fixed
+from rlrate.envs.workloads.fixed import first, fixed
 from rlrate.envs.workloads.models import MLP
 
 __all__ = [
@@ -168,56 +168,49 @@ def _dropout_network() -> nn.Module:
 fixed(
     "branches-mixture",
     "Mixture density network on a relation with branches",
-    branches,
+    first(1400, branches),
     partial(MLP, 1, 12, [32]),
-    1400,
     loss=mixture_loss,
 )
 fixed(
     "crescents-flow",
     "Affine couplings that learn a density of the plane",
-    crescents,
+    first(1800, crescents),
     partial(CouplingFlow, 6, 16),
-    1800,
     loss=density_loss,
 )
 fixed(
     "lifetimes-hazard",
     "Hazards of ten intervals, half of the ends unseen",
-    lifetimes,
+    first(600, lifetimes),
     partial(MLP, 8, 10, [48, 48]),
-    600,
     loss=hazard_loss,
 )
 fixed(
     "demand-quantiles",
     "Three quantiles of a skewed value",
-    demand,
+    first(1200, demand),
     partial(MLP, 5, 3, [48, 48], activation="leaky-relu"),
-    1200,
     loss=pinball_loss,
 )
 fixed(
     "knots-denoising",
     "Network that tells the noise of noisy points",
-    knots,
+    first(1800, knots),
     partial(MLP, 3, 2, [64, 64, 64], activation="silu"),
-    1800,
 )
 fixed(
     "tags-dropout",
     "MLP with dropout, twelve tags at once",
-    tags,
+    first(900, tags),
     _dropout_network,
-    900,
     loss=F.binary_cross_entropy_with_logits,
 )
 fixed(
     "grades-ordinal",
     "Grades by one score and its thresholds",
-    grades,
+    first(900, grades),
     partial(Ordinal, 10, 32, 5),
-    900,
     loss=ordinal_loss,
     accuracy=False,
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch.nn import functional as F
 
-from rlrate.envs.workload import Loss, Workload
+from rlrate.envs.workload import Loss, Split, Workload
 from rlrate.envs.workloads import synthetic
 from rlrate.envs.workloads.data import (
     Examples,
@@ -21,6 +21,7 @@ from rlrate.envs.workloads.data import (
     photo_patches,
     split,
 )
+from rlrate.envs.workloads.fixed import Parts, drawn, fixed
 from rlrate.envs.workloads.models import MLP, ConvNet
 from rlrate.envs.workloads.registry import register_workload
 from rlrate.envs.workloads.sampling import batch_size, log_integer, log_uniform, pick, style
@@ -158,43 +159,33 @@ def sample_autoencoder(rng: np.random.Generator, examples: Examples) -> Workload
     )
 
 
-def _fixed_cnn(name: str, norm: str, description: str) -> None:
-    def make(_: np.random.Generator) -> Workload:
-        rng = np.random.default_rng(0)
-        train, heldout = split(rng, digit_pictures(rng), 2000)
-        return Workload(
-            name=name,
-            family="cnn-batchnorm" if norm == "batch" else "cnn",
-            make_model=partial(ConvNet, (1, 8, 8), 10, [8, 16], norm=norm),
-            train=train,
-            heldout=heldout,
-            loss=F.cross_entropy,
-            batch_size=32,
-            accuracy=True,
-        )
+def _reconstructed(source: Source) -> Parts:
+    def parts(rng: np.random.Generator) -> tuple[Split, Split]:
+        data = reconstruct(rng, source(rng), 2000)
+        return data["train"], data["heldout"]
 
-    register_workload(name, make, description=description, kind="fixed")
+    return parts
 
 
-def _fixed_autoencoder(name: str, source: Source, hidden: Sequence[int], description: str) -> None:
-    def make(_: np.random.Generator) -> Workload:
-        rng = np.random.default_rng(0)
-        return Workload(
-            name=name,
-            family="autoencoder",
-            make_model=partial(MLP, 64, 64, hidden),
-            loss=F.mse_loss,
-            batch_size=32,
-            **reconstruct(rng, source(rng), 2000),
-        )
-
-    register_workload(name, make, description=description, kind="fixed")
-
-
-_fixed_cnn("digits-cnn", "none", "Two strided convolutions (8, 16 channels) on digits")
-_fixed_cnn("digits-cnn-batchnorm", "batch", "The same with BatchNorm")
-_fixed_autoencoder("digits-autoencoder", RECONSTRUCTION["digits"], [32, 8, 32], "64-32-8-32-64 on digits, ReLU")
-_fixed_autoencoder("photo-autoencoder", grey_patches, [48, 16, 48], "64-48-16-48-64 on grey photo patches, ReLU")
-_fixed_autoencoder(
-    "photo-autoencoder-large", grey_patches, [1536, 32, 1536], "64-1536-32-1536-64 on the same, 0.3 million parameters"
-)
+for _name, _norm, _description in (
+    ("digits-cnn", "none", "Two strided convolutions (8, 16 channels) on digits"),
+    ("digits-cnn-batchnorm", "batch", "The same with BatchNorm"),
+):
+    fixed(
+        _name,
+        _description,
+        drawn(digit_pictures, 2000),
+        partial(ConvNet, (1, 8, 8), 10, [8, 16], norm=_norm),
+        family="cnn-batchnorm" if _norm == "batch" else "cnn",
+    )
+for _name, _source, _hidden, _description in (
+    ("digits-autoencoder", RECONSTRUCTION["digits"], [32, 8, 32], "64-32-8-32-64 on digits, ReLU"),
+    ("photo-autoencoder", grey_patches, [48, 16, 48], "64-48-16-48-64 on grey photo patches, ReLU"),
+    (
+        "photo-autoencoder-large",
+        grey_patches,
+        [1536, 32, 1536],
+        "64-1536-32-1536-64 on the same, 0.3 million parameters",
+    ),
+):
+    fixed(_name, _description, _reconstructed(_source), partial(MLP, 64, 64, _hidden), family="autoencoder")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlrate.envs.workloads.data import Array
-from rlrate.envs.workloads.fixed import fixed
+from rlrate.envs.workloads.fixed import first, fixed
 
 __all__ = ["Bag", "BradleyTerry", "GraphConvolution", "Operator", "Triplets", "margin_loss"]
 
@@ -153,14 +153,23 @@ def _members(rng: np.random.Generator) -> tuple[Array, Array]:
 fixed(
     "kin-triplets",
     "Points embedded so that like ones are near",
-    kin,
+    first(3000, kin),
     partial(Triplets, 16, 32, 4),
-    3000,
     loss=margin_loss,
 )
 fixed(
-    "matches-strengths", "Who wins, by strengths and styles of 50 players", matches, partial(BradleyTerry, 50, 2), 1000
+    "matches-strengths",
+    "Who wins, by strengths and styles of 50 players",
+    first(1000, matches),
+    partial(BradleyTerry, 50, 2),
 )
-fixed("communities-graph", "Convolutions on a graph of which a third is labelled", _members, _community_network, 110)
-fixed("phrases-bag", "Mean of the words' vectors of phrases, six topics", phrases, partial(Bag, 400, 16, 6), 1500)
-fixed("integrals-operator", "Two networks that integrate functions", integrals, partial(Operator, 20, 32), 2000)
+fixed(
+    "communities-graph",
+    "Convolutions on a graph of which a third is labelled",
+    first(110, _members),
+    _community_network,
+)
+fixed(
+    "phrases-bag", "Mean of the words' vectors of phrases, six topics", first(1500, phrases), partial(Bag, 400, 16, 6)
+)
+fixed("integrals-operator", "Two networks that integrate functions", first(2000, integrals), partial(Operator, 20, 32))

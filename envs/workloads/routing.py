@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlrate.envs.workloads.data import Array
-from rlrate.envs.workloads.fixed import fixed
+from rlrate.envs.workloads.fixed import first, fixed
 
 __all__ = ["Depthwise", "Experts", "Highway", "SoftTree"]
 
@@ -141,7 +141,17 @@ def shapes(rng: np.random.Generator) -> tuple[Array, Array]:
     return pictures[:, None], labels
 
 
-fixed("regions-experts", "Gated experts, a linear function in each region", regions, partial(Experts, 5, 8, 12), 1400)
-fixed("ledges-tree", "Soft tree of depth 5 on a function of steps", ledges, partial(SoftTree, 6, 5, 1), 1400)
-fixed("keys-highway", "Highway network of ten layers on chords", keys, partial(Highway, 24, 32, 10, 8), 1300)
-fixed("shapes-depthwise", "Depthwise convolutions on pictures of shapes", shapes, partial(Depthwise, 16, 2, 5), 1400)
+fixed(
+    "regions-experts",
+    "Gated experts, a linear function in each region",
+    first(1400, regions),
+    partial(Experts, 5, 8, 12),
+)
+fixed("ledges-tree", "Soft tree of depth 5 on a function of steps", first(1400, ledges), partial(SoftTree, 6, 5, 1))
+fixed("keys-highway", "Highway network of ten layers on chords", first(1300, keys), partial(Highway, 24, 32, 10, 8))
+fixed(
+    "shapes-depthwise",
+    "Depthwise convolutions on pictures of shapes",
+    first(1400, shapes),
+    partial(Depthwise, 16, 2, 5),
+)

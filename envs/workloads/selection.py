@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlrate.envs.workload import Loss, Workload
-from rlrate.envs.workloads.data import Array, Examples, iris, split
+from rlrate.envs.workloads.data import Array, Examples, iris
+from rlrate.envs.workloads.fixed import drawn, first, fixed
 from rlrate.envs.workloads.models import MLP
-from rlrate.envs.workloads.registry import register_workload
 
 __all__ = ["Factorisation", "Gated", "Mixer", "SetNetwork", "VariationalAutoencoder", "evidence_loss"]
 
@@ -162,64 +160,19 @@ def cubic(rng: np.random.Generator) -> Examples:
     return Examples("cubic", features.astype(np.float32), values.astype(np.float32))
 
 
-def _register(
-    name: str,
-    source: Callable[[np.random.Generator], Examples],
-    make_model: Callable[[], nn.Module],
-    description: str,
-    **settings: Any,
-) -> None:
-    def make(_: np.random.Generator) -> Workload:
-        rng = np.random.default_rng(0)
-        examples = source(rng)
-        train, heldout = split(rng, examples, 2000, 250)
-        classes = bool(examples.classes)
-        return Workload(
-            name=name,
-            family=name,
-            make_model=make_model,
-            train=train,
-            heldout=heldout,
-            **{"loss": F.cross_entropy if classes else F.mse_loss, "batch_size": 32, "accuracy": classes} | settings,
-        )
-
-    register_workload(name, make, description=description, kind="fixed")
-
-
-def _ratings(_: np.random.Generator) -> Workload:
+def ratings(rng: np.random.Generator) -> tuple[Array, Array]:
     """Entries of a table of rank 4 in noise; the held-out entries are others of the same table."""
-    rng = np.random.default_rng(0)
     table = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 50)) / 2 + 0.2 * rng.normal(size=(60, 50))
     places = rng.permutation(table.size)[:SIZE]
-    inputs = torch.from_numpy(np.stack(np.divmod(places, 50), axis=1))
-    values = torch.from_numpy(table.ravel()[places].astype(np.float32)[:, None])
-    return Workload(
-        name="ratings-factorisation",
-        family="ratings-factorisation",
-        make_model=partial(Factorisation, 60, 50, 6),
-        train=(inputs[:2000], values[:2000]),
-        heldout=(inputs[2000:], values[2000:]),
-        loss=F.mse_loss,
-        batch_size=32,
-    )
+    return np.stack(np.divmod(places, 50), axis=1), table.ravel()[places][:, None]
 
 
-def _patterns(_: np.random.Generator) -> Workload:
-    """48 bits, the signs of a random map of 5 numbers, one in twenty of them wrong."""
-    rng = np.random.default_rng(0)
+def patterns(rng: np.random.Generator) -> tuple[Array, Array]:
+    """48 bits, the signs of a random map of 5 numbers, one in twenty of them wrong; the inputs are the targets."""
     bits = rng.normal(size=(SIZE, 5)) @ rng.normal(size=(5, 48)) > rng.normal(size=48)
     bits ^= rng.random(bits.shape) < 0.05
-    rows = torch.from_numpy(bits.astype(np.float32))
-    train, heldout = rows[:2000], rows[2000:]
-    return Workload(
-        name="patterns-vae",
-        family="patterns-vae",
-        make_model=partial(VariationalAutoencoder, 48, 32, 5),
-        train=(train, train),
-        heldout=(heldout, heldout),
-        loss=cast(Loss, evidence_loss),
-        batch_size=32,
-    )
+    rows = bits.astype(np.float64)
+    return rows, rows
 
 
 def _signal_network() -> nn.Module:
@@ -229,17 +182,26 @@ def _signal_network() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 8, 6))
 
 
-_register("checkerboard-gated", checkerboard, partial(Gated, 3, 2, 48, 2), "Gated layers on a checkerboard")
-_register("chirps-convolution", chirps, _signal_network, "Convolutions along time with GroupNorm on noisy chirps")
-_register("chirps-mixer", chirp_pieces, partial(Mixer, 8, 4, 16, 6), "A mixer block on noisy chirps in pieces")
-_register("spreads-set", spreads, partial(SetNetwork, 2, 24), "Network of sets: the deviation of ten numbers")
-_register("cubic-least-squares", cubic, partial(MLP, 34, 1), "Least squares on products of inputs, ill-conditioned")
-_register(
+for _name, _description, _source, _model in (
+    ("checkerboard-gated", "Gated layers on a checkerboard", checkerboard, partial(Gated, 3, 2, 48, 2)),
+    ("chirps-convolution", "Convolutions along time with GroupNorm on noisy chirps", chirps, _signal_network),
+    ("chirps-mixer", "A mixer block on noisy chirps in pieces", chirp_pieces, partial(Mixer, 8, 4, 16, 6)),
+    ("spreads-set", "Network of sets: the deviation of ten numbers", spreads, partial(SetNetwork, 2, 24)),
+    ("cubic-least-squares", "Least squares on products of inputs, ill-conditioned", cubic, partial(MLP, 34, 1)),
+):
+    fixed(_name, _description, drawn(_source, 2000, 250), _model)
+fixed(
     "iris-mlp",
-    lambda _: iris(),
-    partial(MLP, 4, 3, [24, 24], activation="silu", norm="layer"),
     "4-24-24-3 MLP with LayerNorm on iris",
+    drawn(lambda _: iris(), 2000, 250),
+    partial(MLP, 4, 3, [24, 24], activation="silu", norm="layer"),
     batch_size=10,
 )
-register_workload("ratings-factorisation", _ratings, description="Table of rank 4, factorised", kind="fixed")
-register_workload("patterns-vae", _patterns, description="Variational autoencoder of 48 bits", kind="fixed")
+fixed("ratings-factorisation", "Table of rank 4, factorised", first(2000, ratings), partial(Factorisation, 60, 50, 6))
+fixed(
+    "patterns-vae",
+    "Variational autoencoder of 48 bits",
+    first(2000, patterns),
+    partial(VariationalAutoencoder, 48, 32, 5),
+    loss=evidence_loss,
+)

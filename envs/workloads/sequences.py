@@ -22,6 +22,7 @@ from rlrate.envs.workloads.data import (
     split,
     text,
 )
+from rlrate.envs.workloads.fixed import drawn, fixed
 from rlrate.envs.workloads.models import CharTransformer, Recurrent
 from rlrate.envs.workloads.registry import register_workload
 from rlrate.envs.workloads.sampling import batch_size, log_integer, pick
@@ -183,39 +184,25 @@ def char_transformer(rng: np.random.Generator, only: Sequence[str] | None = None
     )
 
 
-def _digits_gru(_: np.random.Generator) -> Workload:
+def _digit_rows(_: np.random.Generator) -> Examples:
     pictures = digits()
-    rows = Examples("rows", pictures.inputs.reshape(-1, 8, 8), pictures.targets, 10, True)
-    train, heldout = split(np.random.default_rng(0), rows, 2000)
-    return Workload(
-        name="digits-gru",
-        family="recurrent",
-        make_model=partial(Recurrent, 8, 10, 32),
-        train=train,
-        heldout=heldout,
-        loss=F.cross_entropy,
-        batch_size=32,
-        accuracy=True,
-    )
+    return Examples("rows", pictures.inputs.reshape(-1, 8, 8), pictures.targets, 10, True)
 
 
-def _char_transformer_small(_: np.random.Generator) -> Workload:
-    train, heldout = _windows(np.random.default_rng(0), encode_text(text()), 16, 4000, 128)
-    return Workload(
-        name="char-transformer-small",
-        family="char-transformer",
-        make_model=partial(CharTransformer, len(ALPHABET), 16),
-        train=train,
-        heldout=heldout,
-        loss=next_character_loss,
-        batch_size=16,
-    )
-
-
-register_workload("digits-gru", _digits_gru, description="GRU of 32 on digits row by row", kind="fixed")
-register_workload(
+fixed(
+    "digits-gru",
+    "GRU of 32 on digits row by row",
+    drawn(_digit_rows, 2000),
+    partial(Recurrent, 8, 10, 32),
+    family="recurrent",
+)
+fixed(
     "char-transformer-small",
-    _char_transformer_small,
-    description="One block of width 32, 16 characters of scikit-learn's descriptions",
-    kind="fixed",
+    "One block of width 32, 16 characters of scikit-learn's descriptions",
+    lambda rng: _windows(rng, encode_text(text()), 16, 4000, 128),
+    partial(CharTransformer, len(ALPHABET), 16),
+    family="char-transformer",
+    loss=next_character_loss,
+    batch_size=16,
+    accuracy=False,
 )

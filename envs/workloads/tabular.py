@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from torch.nn import functional as F
@@ -24,6 +23,7 @@ from rlrate.envs.workloads.data import (
     split,
     wine,
 )
+from rlrate.envs.workloads.fixed import drawn, fixed
 from rlrate.envs.workloads.models import MLP
 from rlrate.envs.workloads.registry import register_workload
 from rlrate.envs.workloads.sampling import batch_size, log_integer, log_uniform, pick, style
@@ -142,71 +142,32 @@ def linear(rng: np.random.Generator, only: Sequence[str] | None = None) -> Workl
     )
 
 
-def _fixed(
-    name: str,
-    family: str,
-    source: Source,
-    hidden: Sequence[int],
-    batch: int,
-    description: str,
-    *,
-    heldout_size: int = 256,
-    model: dict[str, Any] | None = None,
-) -> None:
-    """Register a workload that is the same for every seed."""
-
-    def make(_: np.random.Generator) -> Workload:
-        examples = source(np.random.default_rng(0))
-        train, heldout = split(np.random.default_rng(0), examples, len(examples), heldout_size)
-        outputs = examples.classes or train[1].shape[1]
-        make_model = partial(MLP, train[0].shape[1], outputs, hidden, **(model or {}))
-        return Workload(
-            name=name,
-            family=family,
-            make_model=make_model,
-            train=train,
-            heldout=heldout,
-            loss=F.cross_entropy if examples.classes else F.mse_loss,
-            batch_size=batch,
-            accuracy=bool(examples.classes),
-        )
-
-    register_workload(name, make, description=description, kind="fixed")
-
-
-_fixed(
+fixed(
     "digits-mlp",
-    "mlp-classification",
-    CLASSIFICATION["digits"],
-    [64],
-    32,
     "64-64-10 MLP, ReLU, on scikit-learn's digits",
+    drawn(CLASSIFICATION["digits"], 2500),
+    partial(MLP, 64, 10, [64]),
+    family="mlp-classification",
 )
-_fixed(
+fixed(
     "wine-mlp",
-    "mlp-classification",
-    CLASSIFICATION["wine"],
-    [16, 16],
-    16,
     "13-16-16-3 MLP, tanh, on wine",
-    heldout_size=64,
-    model={"activation": "tanh"},
+    drawn(CLASSIFICATION["wine"], 2500, 64),
+    partial(MLP, 13, 3, [16, 16], activation="tanh"),
+    family="mlp-classification",
+    batch_size=16,
 )
-_fixed(
+fixed(
     "diabetes-mlp",
-    "mlp-regression",
-    REGRESSION["diabetes"],
-    [32, 32],
-    32,
     "10-32-32-1 MLP, ReLU, on diabetes, squared loss",
-    heldout_size=128,
+    drawn(REGRESSION["diabetes"], 2500, 128),
+    partial(MLP, 10, 1, [32, 32]),
+    family="mlp-regression",
 )
-_fixed(
+fixed(
     "breast-cancer-logistic",
-    "logistic-regression",
-    LINEAR["breast-cancer"],
-    [],
-    32,
     "Logistic regression on breast cancer",
-    heldout_size=192,
+    drawn(LINEAR["breast-cancer"], 2500, 192),
+    partial(MLP, 30, 2),
+    family="logistic-regression",
 )
