@@ -14,6 +14,7 @@ from rlrate.agents import Recipe, export, train
 from rlrate.agents.ensemble import mean_of, rollouts_done
 from rlrate.control import USUAL
 from rlrate.errors import ConfigError
+from tests.agents.conftest import TINY
 
 OPTIMIZER = ("optimizer_adaptive", "optimizer_momentum")
 
@@ -46,10 +47,25 @@ def test_it_is_the_two_trainings_one_after_the_other(tiny: dict[str, Any], train
     assert Recipe.from_dict(after.provenance["recipe"]) == both
 
 
+@pytest.fixture(scope="module")
+def one_first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Controller]:
+    """A recipe with one training first, and what it comes to when nothing stops it."""
+    recipe = Recipe.from_dict(entries(dict(TINY)))
+    return recipe, Controller.load(train(recipe, tmp_path_factory.mktemp("one") / "whole"))
+
+
+@pytest.fixture(scope="module")
+def two_first(
+    one_first: tuple[Recipe, Controller], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Recipe, Controller]:
+    """The same with the mean of two seeds first."""
+    recipe = dataclasses.replace(one_first[0], first={**one_first[0].first, "seeds": 2})
+    return recipe, Controller.load(train(recipe, tmp_path_factory.mktemp("two") / "whole"))
+
+
 @pytest.mark.parametrize("stopped", [1, 3, 4])
-def test_it_resumes_wherever_it_was_stopped(stopped: int, tiny: dict[str, Any], tmp_path: Path) -> None:
-    recipe = Recipe.from_dict(entries(tiny))
-    whole = Controller.load(train(recipe, tmp_path / "whole"))
+def test_it_resumes_wherever_it_was_stopped(stopped: int, one_first: tuple[Recipe, Controller], tmp_path: Path) -> None:
+    recipe, whole = one_first
 
     def stop(done: int, *_: Any) -> None:
         if done == stopped:
@@ -97,11 +113,9 @@ def test_what_comes_first_may_be_the_mean_of_several_seeds(tiny: dict[str, Any],
 
 @pytest.mark.parametrize("stopped", [2, 3, 4, 5, 7])
 def test_the_seeds_that_come_first_resume_wherever_they_were_stopped(
-    stopped: int, tiny: dict[str, Any], tmp_path: Path
+    stopped: int, two_first: tuple[Recipe, Controller], tmp_path: Path
 ) -> None:
-    recipe = Recipe.from_dict(entries(tiny))
-    recipe = dataclasses.replace(recipe, first={**recipe.first, "seeds": 2})
-    whole = Controller.load(train(recipe, tmp_path / "whole"))
+    recipe, whole = two_first
 
     def stop(done: int, *_: Any) -> None:
         if done == stopped:

@@ -39,8 +39,10 @@ ALIKE |= {"ordinary", "structured"}
 FAMILIES = [n for n in workload_names(kind="family") if n not in ALIKE and not n.startswith("training-")]
 
 
-@pytest.mark.parametrize("action", ["continuous", "discrete"])
-@pytest.mark.parametrize("family", FAMILIES)
+# What another action space changes does not depend on what is trained.
+@pytest.mark.parametrize(
+    ("family", "action"), [*((name, "continuous") for name in FAMILIES), *((name, "discrete") for name in FAMILIES[:2])]
+)
 def test_checkers_pass_without_a_warning(family: str, action: str) -> None:
     env = gymnasium.make(ID, workload=family, optimizer="adam", steps=30, action=action)
     with warnings.catch_warnings():
