@@ -46,6 +46,7 @@ class TrainingConfig:
         reward_best: Share of the reward that is for the lowest loss so far instead of the last one. What training goes
             on to lose after it counts only to the rest: who sees a held-out loss rise keeps the weights from before.
         withhold_loss: Share of runs whose policy does not see the loss.
+        withhold_epochs: Share of runs whose policy is not told how many updates make an epoch.
         validation: Share of runs whose policy is shown a validation loss, at every decision, every second or every
             fourth. It comes from :data:`INTERMEDIATE_EXAMPLES` of the held-out examples, at most half of them, by which
             the end of the run is then not judged.
@@ -63,6 +64,7 @@ class TrainingConfig:
     reward_floor: float = 1e-3
     reward_best: float = 0.0
     withhold_loss: float = 0.0
+    withhold_epochs: float = 0.0
     validation: float = 0.0
     siblings: int = 1
     spec: ControlSpec = field(default_factory=ControlSpec)
@@ -83,7 +85,7 @@ class TrainingConfig:
             bad = [(name, n) for name, n in self.workload.items() if type(n) is not int or n < 1]
             if bad or not self.workload:
                 raise ConfigError(f"workloads are weighted by positive integers, got {bad[0] if bad else '{}'}")
-        for name in ("withhold_loss", "validation", "reward_best"):
+        for name in ("withhold_loss", "withhold_epochs", "validation", "reward_best"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)!r}")
         if not isinstance(self.siblings, int) or isinstance(self.siblings, bool) or self.siblings < 1:
@@ -141,6 +143,7 @@ class TrainingRuns:
         blind: Mask of shape (N,) of runs whose policy does not see the loss.
         validated: At every how many decisions a policy is shown the validation loss, shape (N,); 0 for never. Default
             never.
+        untold: Mask of shape (N,) of runs whose policy is not told of epochs.
     """
 
     def __init__(
@@ -152,6 +155,7 @@ class TrainingRuns:
         start: Array | None = None,
         blind: NDArray[np.bool_] | None = None,
         validated: NDArray[np.int_] | None = None,
+        untold: NDArray[np.bool_] | None = None,
     ) -> None:
         self.config = config
         self.draw = draw
@@ -168,6 +172,7 @@ class TrainingRuns:
             start=None if config.spec.action.start is None else start,
             blind=blind,
             traits=draw.optimizer.traits,
+            epoch=np.where(np.zeros(self.size, bool) if untold is None else untold, np.nan, draw.workload.epoch),
         )
         self.validated = np.zeros(self.size, dtype=int) if validated is None else validated
         self.diverged = np.zeros(self.size, dtype=bool)
@@ -194,6 +199,10 @@ class TrainingRuns:
             blind=np.array([s.random() < config.withhold_loss for s in streams]),
             validated=np.array([s.random() < config.validation and 2 ** s.integers(3) for s in streams], dtype=int)
             if config.validation > 0.0
+            else None,
+            # Drawn last, so that what is drawn before stays as it was.
+            untold=np.array([s.random() < config.withhold_epochs for s in streams])
+            if config.withhold_epochs > 0.0
             else None,
         )
 

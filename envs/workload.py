@@ -56,6 +56,11 @@ class Workload:
     signed: bool = False
     validation: Split | None = None
 
+    @property
+    def epoch(self) -> int:
+        """Updates in which all training examples are gone through once."""
+        return -(-len(self.train[0]) // self.batch_size)
+
     def with_validation(self, examples: int) -> Workload:
         """The same with the first ``examples`` held-out examples, at most half of them, as validation part.
 

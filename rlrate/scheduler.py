@@ -58,12 +58,14 @@ class LearnedLR(LRScheduler):
         controller: A :class:`Controller`, the path of a controller file, or the name of a bundled one.
         min_lr: Lowest rate; the final anneal goes below it.
         max_lr: Highest rate, or that of each parameter group.
+        steps_per_epoch: Updates in which the training data are gone through once, such as ``len(loader)``; for
+            controllers that look at epochs. The bundled one does not.
         process_group: The processes that train the model together, when torch.distributed is in use; None for all of
             them, False for this one alone.
 
     Raises:
-        SchedulerError: for a budget that is not a positive integer, bounds that are not ordered, or an optimizer that
-            the scheduler cannot drive.
+        SchedulerError: for a budget or an epoch that is not a positive integer, bounds that are not ordered, or an
+            optimizer that the scheduler cannot drive.
         ControllerError: when the controller cannot be loaded.
     """
 
@@ -75,6 +77,7 @@ class LearnedLR(LRScheduler):
         *,
         min_lr: float = 1e-10,
         max_lr: float | Sequence[float] = 1e4,
+        steps_per_epoch: int | None = None,
         process_group: Any = None,
     ) -> None:
         optimizer = innermost(optimizer)
@@ -86,6 +89,8 @@ class LearnedLR(LRScheduler):
         self._driver = Driver(self.controller, self.budget, min_lr, self._groups.highest, Ranks(process_group))
         self._driver.control.give(np.array([self._groups.largest]))
         self._driver.control.traits = OptimizerTraits.of(optimizer.param_groups[0])
+        if steps_per_epoch is not None:
+            self._driver.control.epoch = np.array([float(check_budget(steps_per_epoch, "steps_per_epoch"))])
         self._pending = 0  # updates since the last step()
         self._skipped = False  # whether a GradScaler skipped one since
         self._doubt: Tensor | None = None  # the same on an accelerator: how many of the pending ones

@@ -190,6 +190,9 @@ def observations(rng: np.random.Generator) -> np.ndarray:
             validation=10.0 ** rng.uniform(-9, 9, 3),
             adaptive=rng.integers(0, 2, 3).astype(float),
             momentum=1.0 - 10.0 ** rng.uniform(-4, 0, 3),
+            epoch=np.floor(10.0 ** rng.uniform(0, 9, 3)),
+            done=int(10 ** rng.uniform(0, 9)),
+            total=int(10 ** rng.uniform(0, 9)),
         )
         result.append(signals.observe(interval))
     return np.concatenate(result)

@@ -50,6 +50,7 @@ class RateControl:
         max_rate: Highest rate.
         blind: Mask of shape (N,) of runs whose losses are withheld; default none.
         traits: Of the optimizer that all runs use.
+        epoch: Updates of an epoch, shape (N,), NaN where not told; default nowhere.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class RateControl:
         max_rate: float = 1e4,
         blind: NDArray[np.bool_] | None = None,
         traits: OptimizerTraits | None = None,
+        epoch: Array | None = None,
     ) -> None:
         self.spec = spec
         self.traits = traits or OptimizerTraits()
+        self.epoch = epoch
         self.blind = np.zeros(runs, dtype=bool) if blind is None else blind
         self.runs = runs
         self.min_rate, self.max_rate = min_rate, max_rate
@@ -257,6 +260,9 @@ class RateControl:
             validation=self._validation.pop() if self._validation else None,
             adaptive=np.full(self.runs, float(self.traits.adaptive)),
             momentum=np.full(self.runs, self.traits.momentum),
+            epoch=self.epoch,
+            done=self.updates,
+            total=self.total_steps,
         )
         self._reset_interval()
         while self._at_end(self.updates):

@@ -24,6 +24,7 @@ def copies(control: RateControl, runs: NDArray[np.int_]) -> RateControl:
         max_rate=control.max_rate,
         blind=control.blind[runs],
         traits=control.traits,
+        epoch=None if control.epoch is None else control.epoch[runs],
     )
     other.load_state_dict(_select(control.state_dict(), torch.from_numpy(runs)))
     return other

@@ -50,10 +50,17 @@ SIGNALS: dict[str, str] = {
     "validation_excess": "squashed log of the validation loss / its lowest, as far as the training loss did not follow",
     "optimizer_adaptive": "1 when the optimizer divides updates by the gradients' size, 0 when not or not known",
     "optimizer_momentum": "-log10(1 - the share of an update that the next one keeps) / 2, 0 without momentum",
+    "epochs_known": "1 when the updates of an epoch are told, 0 when not (the signals of epochs are then 0)",
+    "epoch_updates": "log10 of the updates of an epoch, / 2",
+    "epochs_planned": "log10 of the epochs of the budget, / 2",
+    "epochs_done": "log10(1 + epochs so far)",
 }
 
+#: What the names of signals begin with that need more than the training itself.
+_TOLD = ("validation_", "optimizer_", "epoch")
+
 #: Those that need nothing but the training itself: what a policy sees unless it asks for more.
-USUAL: tuple[str, ...] = tuple(name for name in SIGNALS if not name.startswith(("validation_", "optimizer_")))
+USUAL: tuple[str, ...] = tuple(name for name in SIGNALS if not name.startswith(_TOLD))
 
 _STATE = (
     *("positive", "first", "previous", "fast", "slow", "best", "scale", "span", "gradient_first", "action_mean"),
@@ -85,6 +92,9 @@ class Interval:
         validation: The latest validation loss since the interval before; None where there is none of any run.
         adaptive: 1 for an adaptive optimizer, else 0; None for 0.
         momentum: The optimizer's momentum in [0, 1); None for 0.
+        epoch: Updates of an epoch, NaN where not told; None where it is told of no run.
+        done: Updates so far.
+        total: The budget, None when it is not known.
     """
 
     progress: float
@@ -103,6 +113,9 @@ class Interval:
     validation: Array | None = None
     adaptive: Array | None = None
     momentum: Array | None = None
+    epoch: Array | None = None
+    done: int = 0
+    total: int | None = None
 
 
 class Signals:
@@ -113,7 +126,8 @@ class Signals:
     no meaningful ratio).
 
     Args:
-        names: The signals, in order; None for :data:`USUAL`, all but those of a validation loss and of the optimizer.
+        names: The signals, in order; None for :data:`USUAL`, all but those of a validation loss, of the optimizer and
+            of epochs.
         runs: N, the number of runs.
 
     Raises:
@@ -154,7 +168,8 @@ class Signals:
         """
         with np.errstate(all="ignore"):
             promises = self._promise(interval)  # compares with the interval before, which the next line forgets
-            values = {**self._position(interval), **self._loss(interval), **self._gradient(interval), **promises}
+            values = {**self._position(interval), **self._epochs(interval)}
+            values |= {**self._loss(interval), **self._gradient(interval), **promises}
             if self._validated:
                 values |= self._validation(interval)
         rows = np.empty((self.runs, len(self.names)))
@@ -188,6 +203,17 @@ class Signals:
             "capped": interval.capped,
             "optimizer_adaptive": 0.0 if interval.adaptive is None else interval.adaptive,
             "optimizer_momentum": 0.0 if interval.momentum is None else -np.log10(1.0 - interval.momentum) / 2.0,
+        }
+
+    def _epochs(self, interval: Interval) -> dict[str, Array]:
+        """How often the data have been gone through, zero where it is not told."""
+        epoch = np.full(self.runs, np.nan) if interval.epoch is None else interval.epoch
+        planned = math.nan if interval.total is None else float(interval.total)
+        return {
+            "epochs_known": np.isfinite(epoch).astype(np.float64),
+            "epoch_updates": np.log10(epoch) / 2.0,
+            "epochs_planned": np.log10(planned / epoch) / 2.0,
+            "epochs_done": np.log10(1.0 + interval.done / epoch),
         }
 
     def _loss(self, interval: Interval) -> dict[str, Array]:

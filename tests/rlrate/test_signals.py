@@ -17,7 +17,9 @@ from rlrate.errors import ConfigError
 
 EXTREME = [0.0, -0.0, math.nan, math.inf, -math.inf, 1e38, -1e38, 1e-45, 5e-324, 1.7e308, -1.7e308, 1.0, -1.0]
 anything = st.sampled_from(EXTREME) | st.floats()
-ARRAYS = [f.name for f in fields(Interval) if f.name not in ("progress", "decisions", "updates", "samples")]
+ARRAYS = [
+    f.name for f in fields(Interval) if f.name not in ("progress", "decisions", "updates", "samples", "done", "total")
+]
 
 
 @st.composite
@@ -29,6 +31,8 @@ def wild(draw: st.DrawFn, runs: int) -> Interval:
         decisions=draw(st.integers(0, 1000)),
         updates=draw(st.integers(0, 10_000_000)),
         samples=draw(arrays.arrays(np.float64, (draw(st.integers(0, 4)), 7, runs), elements=anything)),
+        done=draw(st.integers(0, 10_000_000)),
+        total=draw(st.none() | st.integers(1, 10_000_000)),
         **{name: draw(per_run) for name in ARRAYS},
     )
 
@@ -56,6 +60,9 @@ def tame(draw: st.DrawFn, runs: int) -> Interval:
         validation=np.where(rng.random(runs) < 0.3, np.nan, np.exp(rng.normal(size=runs))),
         adaptive=rng.integers(0, 2, runs).astype(float),
         momentum=rng.uniform(0.0, 1.0, runs),
+        epoch=np.where(rng.random(runs) < 0.3, np.nan, rng.integers(1, 1000, runs).astype(float)),
+        done=int(rng.integers(0, 10_000)),
+        total=None if rng.random() < 0.3 else int(rng.integers(1, 10_000)),
     )
 
 
@@ -143,6 +150,7 @@ def one(**changes: object) -> Interval:
         validation=np.array([3.0]),
         adaptive=np.array([0.0]),
         momentum=np.array([0.0]),
+        epoch=np.array([25.0]),
     )
     arrays_ = {name: np.array([value]) if name in ARRAYS else value for name, value in changes.items()}
     return replace(first, **arrays_)  # type: ignore[arg-type]
@@ -170,6 +178,8 @@ def second() -> Interval:
         validation=6.0,
         adaptive=1.0,
         momentum=0.9,
+        done=75,
+        total=2500,
     )
 
 
@@ -208,6 +218,10 @@ KNOWN = {
     "validation_excess": math.log(1 + 10 * LOG2),
     "optimizer_adaptive": 1.0,
     "optimizer_momentum": 0.5,
+    "epochs_known": 1.0,
+    "epoch_updates": math.log10(25.0) / 2.0,
+    "epochs_planned": 1.0,
+    "epochs_done": math.log10(4.0),
 }
 
 
