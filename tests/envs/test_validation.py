@@ -109,7 +109,7 @@ def test_environment_and_scheduler_are_the_same_run() -> None:
 
     served = lively_controller(2, SPEC)
     run = plain_run(workload, env.runs.draw.optimizer, seed, torch.float64)
-    scheduler = LearnedLR(run.optimizer, steps, served)
+    scheduler = LearnedLR(run.optimizer, steps, served, steps_per_epoch=workload.epoch)
     shown = SPEC.cadence.boundaries(steps)[:-1][::every].tolist()
     for update in range(1, steps + 1):
         loss = run.backward()
