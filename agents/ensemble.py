@@ -16,7 +16,7 @@ from torch import Tensor
 from rlrate.agents.checkpoint import has_checkpoint, read_checkpoint
 from rlrate.agents.metrics import write_csv
 from rlrate.agents.recipe import Recipe
-from rlrate.controller import Controller
+from rlrate.controller import Controller, Layers
 from rlrate.errors import ConfigError
 
 #: Folder, within that of a training, of what comes first.
@@ -87,22 +87,28 @@ def mean_of(controllers: Sequence[Controller], provenance: Mapping[str, Any] | N
     if not controllers:
         raise ConfigError("a mean needs at least one controller")
     first = controllers[0]
-    kinds = {(c.spec, c.activation, c.head, len(c.layers)) for c in controllers}
+    kinds = {(c.spec, c.activation, c.head, len(c.layers), len(c.stop)) for c in controllers}
     if len(kinds) > 1:
         raise ConfigError("only controllers of one specification, one kind and as many layers have a mean")
+    layers, stop = (_beside(networks) for networks in ([c.layers for c in controllers], [c.stop for c in controllers]))
+    return Controller(layers, first.spec, first.activation, first.head, dict(provenance or {}), stop)
+
+
+def _beside(networks: Sequence[Layers]) -> Layers:
+    """One network whose output is the mean of those of several."""
     layers = []
-    for index in range(len(first.layers)):
-        weights = [c.layers[index][0].double() for c in controllers]
-        biases = [c.layers[index][1].double() for c in controllers]
-        if index == len(first.layers) - 1:
+    for index in range(len(networks[0])):
+        weights = [network[index][0].double() for network in networks]
+        biases = [network[index][1].double() for network in networks]
+        if index == len(networks[0]) - 1:
             # All inputs of a lone layer are shared: there the weights themselves have a mean.
-            weight = _mean(weights) if index == 0 else torch.cat(weights, dim=1) / len(controllers)
+            weight = _mean(weights) if index == 0 else torch.cat(weights, dim=1) / len(networks)
             bias = _mean(biases)
         else:
             weight = torch.cat(weights) if index == 0 else torch.block_diag(*weights)  # type: ignore[no-untyped-call]
             bias = torch.cat(biases)
         layers.append((weight.float().contiguous(), bias.float().contiguous()))
-    return Controller(tuple(layers), first.spec, first.activation, first.head, dict(provenance or {}))
+    return tuple(layers)
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

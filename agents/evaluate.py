@@ -46,8 +46,8 @@ def run_controller(controller: Controller, runs: TrainingRuns) -> list[NDArray[n
     actions = []
     observation = runs.begin()
     while not runs.done:
-        actions.append(controller.act(observation))
-        observation, _ = runs.step(actions[-1])
+        observation, _ = runs.step(*controller.answer(observation))
+        actions.append(runs.control.action)
     return actions
 
 

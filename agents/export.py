@@ -14,9 +14,14 @@ from torch import nn
 
 from rlrate.agents.checkpoint import has_checkpoint
 from rlrate.agents.ensemble import FIRST, begun_folders, mean_of
+from rlrate.agents.recipe import Recipe
+from rlrate.agents.stopping import keep_stop
 from rlrate.control import ControlSpec
 from rlrate.controller import Controller, Head, linear_layers
 from rlrate.errors import ConfigError
+
+#: File, within the folder of a training, of a controller that knows when to stop.
+STOPPING = "stopping.safetensors"
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu"}
 
@@ -119,7 +124,16 @@ def _from_folder(run: Path) -> Controller:
     if recorded.first and not has_checkpoint(run):  # what comes first is all there is so far
         return _from_folder(run / FIRST)
     model, recipe, notes = restore(run)
-    return controller_from(model, recipe.spec, notes)
+    return stopping(recipe, run, controller_from(model, recipe.spec, notes))
+
+
+def stopping(recipe: Recipe, run: Path, controller: Controller) -> Controller:
+    """The policy of a training with what the folder, or else the controller that it began with, knows of stopping."""
+    if (run / STOPPING).exists():
+        return keep_stop(controller, Controller.load(run / STOPPING))
+    if recipe.initial and not recipe.stopping:
+        return keep_stop(controller, Controller.load(recipe.initial))
+    return controller
 
 
 def _from_zip(path: Path, trust: bool) -> Controller:

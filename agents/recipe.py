@@ -11,6 +11,7 @@ from typing import Any
 
 from rlrate.agents.imitation import Imitation
 from rlrate.agents.refinement import Refinement
+from rlrate.agents.stopping import Stopping, without_stop
 from rlrate.control import Action, Cadence, ControlSpec
 from rlrate.controller import Controller
 from rlrate.envs import TrainingVectorEnv
@@ -24,7 +25,7 @@ ALGORITHMS = ("ppo", "a2c", "sac", "td3", "ddpg", "dqn")
 ON_POLICY = ("ppo", "a2c")
 
 #: Rules of :class:`rlrate.control.Action` that None switches off.
-_OPTIONAL = ("start", "cap", "cut", "alarm")
+_OPTIONAL = ("start", "cap", "cut", "alarm", "patience")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class Recipe:
             best open-loop schedules; empty for none.
         refinement: Settings of :class:`rlrate.agents.refinement.Refinement`, with which the training ends; empty for
             PPO throughout. Only where siblings part once.
+        stopping: Settings of :class:`rlrate.agents.stopping.Stopping`, by which the controller learns when to stop once
+            its policy is trained; empty for a controller that never does, or, where the training begins with one that
+            does and sees what that sees, does as that.
     """
 
     name: str = "custom"
@@ -85,6 +89,7 @@ class Recipe:
     first: dict[str, Any] = field(default_factory=dict)
     imitation: dict[str, Any] = field(default_factory=dict)
     refinement: dict[str, Any] = field(default_factory=dict)
+    stopping: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.algo not in ALGORITHMS:
@@ -107,6 +112,8 @@ class Recipe:
             self._check_siblings()
         if self.refinement:
             self._check_refinement()
+        if self.stopping:
+            self._check_stopping()
         if self.relative_reward and self.runs <= self.draws:
             raise ConfigError(
                 f"relative_reward pays a run by how it does among the runs of its draw, but {self.runs} runs in "
@@ -186,6 +193,12 @@ class Recipe:
                 f"{max(rest, 0)} that are left after {settings.after} of {self.iterations}; change iterations, "
                 "refinement.after or refinement.every"
             )
+
+    def _check_stopping(self) -> None:
+        try:
+            Stopping(**self.stopping)
+        except TypeError as error:
+            raise ConfigError(f"stopping: {error}") from None
 
     @classmethod
     def load(cls, source: str | Path) -> Recipe:
@@ -298,7 +311,7 @@ class Recipe:
             return f"that of the recipe {first.name}", first.spec, first.network
         if not self.initial:
             return None
-        controller = Controller.load(self.initial)
+        controller = without_stop(Controller.load(self.initial))
         net = [len(bias) for _, bias in controller.layers[:-1]]
         return self.initial, controller.spec, {"net": net, "activation": controller.activation}
 

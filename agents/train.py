@@ -14,13 +14,14 @@ from stable_baselines3.common.logger import Logger, configure
 
 from rlrate.agents.checkpoint import has_checkpoint, read_checkpoint, restore_state, write_checkpoint
 from rlrate.agents.ensemble import FIRST, folder_of, gather_progress, mean_of, members, rollouts_done
-from rlrate.agents.export import begin_with, controller_from, export
+from rlrate.agents.export import STOPPING, begin_with, controller_from, export, stopping
 from rlrate.agents.imitation import Imitation, imitate
 from rlrate.agents.metrics import RolloutMetrics, write_csv
 from rlrate.agents.model import make_model
 from rlrate.agents.recipe import ON_POLICY, Recipe
 from rlrate.agents.record import config, provenance, recorded_recipe
 from rlrate.agents.rollout import HeldNoisePolicy
+from rlrate.agents.stopping import Stopping, teach_stop
 from rlrate.agents.vecenv import PopulationVecEnv
 from rlrate.controller import Controller
 from rlrate.envs.env import to_unit
@@ -61,7 +62,8 @@ def train(
         backend: "local" for processes of this machine, or "ray" for a Ray cluster: the one that the environment
             variable RAY_ADDRESS names, else one started on this machine. The controller does not depend on it.
         progress: Called after each rollout with (rollouts done, rollouts in all, figures), and before the first one at
-            each tenth of the imitation, whose share is then the only figure, "imitation".
+            each tenth of the imitation, whose share is then the only figure, "imitation"; likewise "stopping" after the
+            last.
 
     Returns:
         Path of the controller file.
@@ -159,7 +161,7 @@ def _train_one(
                 write_atomically(folder / "config.json", config(recorded))
         if recipe.imitation and state is None:
             begin_with(model, _first_policy(recipe, out, workers, progress))
-        return _learn(recipe, out, model, env, state, progress)
+        return _learn(recipe, out, model, env, state, workers, progress)
     finally:
         torch.set_num_threads(threads)
         env.close()
@@ -169,23 +171,28 @@ def _first_policy(recipe: Recipe, out: Path, workers: int, progress: Progress | 
     """The policy of the recipe's imitation; kept, so that a resumed training need not repeat it."""
     path = out / "imitation.safetensors"
     if not path.exists():
-        tenths = 0
-
-        def report(done: int, total: int) -> None:
-            nonlocal tenths
-            if progress is not None and done * 10 // total > tenths:
-                tenths = done * 10 // total
-                progress(0, recipe.iterations, {"imitation": done / total})
-
         imitate(
             Imitation(**recipe.imitation),
             recipe.make_env().config,
             **recipe.network,
             seed=recipe.seed,
             workers=workers,
-            progress=report,
+            progress=_tenths(progress, 0, recipe.iterations, "imitation"),
         ).save(path)
     return Controller.load(path)
+
+
+def _tenths(progress: Progress | None, rollouts: int, total: int, name: str) -> Callable[[int, int], None]:
+    """Tells what is done apart from rollouts, at each tenth of it."""
+    tenths = 0
+
+    def report(done: int, draws: int) -> None:
+        nonlocal tenths
+        if progress is not None and done * 10 // draws > tenths:
+            tenths = done * 10 // draws
+            progress(rollouts, total, {name: done / draws})
+
+    return report
 
 
 def _counted(progress: Progress | None, before: int, total: int) -> Progress | None:
@@ -201,6 +208,7 @@ def _learn(
     model: BaseAlgorithm,
     env: PopulationVecEnv,
     state: dict[str, Any] | None,
+    workers: int,
     progress: Progress | None,
 ) -> Path:
     model.set_logger(_logger(out))
@@ -213,7 +221,18 @@ def _learn(
         model.learn(remaining, callback, reset_num_timesteps=state is None)
         callback.save()
     model.save(out / f"{recipe.algo}.zip")
-    return controller_from(model, recipe.spec, provenance(recipe)).save(out / "controller.safetensors")
+    controller = controller_from(model, recipe.spec, provenance(recipe))
+    if recipe.stopping:
+        _teach_stop(recipe, out, controller, workers, progress)
+    return stopping(recipe, out, controller).save(out / "controller.safetensors")
+
+
+def _teach_stop(recipe: Recipe, out: Path, controller: Controller, workers: int, progress: Progress | None) -> None:
+    """Adds to the folder a controller that knows when to stop, from which others of the folder take that."""
+    report = _tenths(progress, recipe.iterations, recipe.iterations, "stopping")
+    config = recipe.make_env().config
+    settings = Stopping(**recipe.stopping)
+    teach_stop(controller, settings, config, seed=recipe.seed, workers=workers, progress=report).save(out / STOPPING)
 
 
 def _refuse_off_policy(recipe: Recipe) -> None:

@@ -244,19 +244,29 @@ class TrainingRuns:
         """The highest that :attr:`improvement` has been; of runs that diverged the least there is, shape (N,)."""
         return self._fall.best
 
+    @property
+    def last_sample(self) -> Array:
+        """Last held-out losses, on the examples that were looked at at each decision, shape (N,); of finished runs."""
+        assert self._sample is not None
+        return self._sample
+
     def begin(self) -> NDArray[np.float32]:
         """Runs up to the first decision; the observation there has shape (N, size of the signals)."""
         observation = self._advance()
         self._fall.begin(self._criterion())
         return observation
 
-    def step(self, action: Array) -> tuple[NDArray[np.float32], Array]:
-        """Applies ``action`` u in [-1, 1], shape (N,), and runs to the next decision or the end.
+    def step(self, action: Array, stop: NDArray[np.bool_] | None = None) -> tuple[NDArray[np.float32], Array]:
+        """Applies an answer and runs to the next decision or the end.
+
+        Args:
+            action: u in [-1, 1], shape (N,).
+            stop: Whether it is advised to stop, shape (N,).
 
         Returns:
             Observation (N, size of the signals) and reward (N,).
         """
-        self.control.act(action)
+        self.control.act(action, stop)
         observation = self._advance()
         paid = np.zeros(self.size) if self.config.reward == "final" else self._fall.paid
         self._fall.update(self._criterion(), self.diverged, self._sample)

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -169,6 +169,7 @@ def versions(method: str = "") -> dict[str, str]:
 
 # Tasks ----------------------------------------------------------------------------------------------------
 
+Answer = tuple[Array, NDArray[np.bool_]]
 Result = tuple[Trace, Sequence[float | None]]
 Task = Callable[[Cell, Draw, Controller, Tick | None], Result]
 
@@ -219,7 +220,8 @@ def _controlled(cell: Cell, draw: Draw, controller: Controller, tick: Tick | Non
     if runs:
         act = _Mixture(runs, controller, watched)
         seeds = [run.seed for run in runs]
-        parts.append(run_controlled(draw, seeds, controller.spec, act, tick, heldout=True, validated=method.validated))
+        shown = partial(run_controlled, validated=method.validated, told=method.told)
+        parts.append(shown(draw, seeds, controller.spec, act, tick, heldout=True))
     if any(replayed):
         seeds = [run.seed for run in cell.runs if run.method == "replay"]
         parts.append(run_tables(draw, seeds, watched.mean_rates(), tick))
@@ -261,9 +263,9 @@ class _Watched:
         self.seen: list[NDArray[np.float32]] = []
         self.log_rates: list[float] = []
 
-    def act(self, observations: NDArray[np.float32]) -> Array:
+    def act(self, observations: NDArray[np.float32]) -> Answer:
         self.seen.append(observations)
-        return self.controller.act(observations)
+        return self.controller.answer(observations)
 
     def watch(self, rates: Array) -> None:
         self.log_rates.append(float(np.log(rates).mean()))
@@ -292,16 +294,16 @@ class _Mixture:
         self._fixed = np.array([name not in CLOCK for name in controller.spec.signals])
         self._constant = watched.mean_observation()[self._fixed] if self._timers.any() else None
 
-    def __call__(self, observations: NDArray[np.float32]) -> Array:
+    def __call__(self, observations: NDArray[np.float32]) -> Answer:
         seen = observations.copy()
         if self._constant is not None:
             seen[np.ix_(self._timers, self._fixed)] = self._constant
-        actions = self._controller.act(seen)
+        actions, stop = self._controller.answer(seen)
         actions[self._methods == "hold"] = 0.0
         for index, rng in enumerate(self._random):
             if rng is not None:
                 actions[index] = rng.uniform(-1.0, 1.0)
-        return actions
+        return actions, stop & ~np.isin(self._methods, ("hold", "random"))
 
 
 def _on(optimizer: str, draw: Draw) -> Draw:

@@ -127,7 +127,9 @@ def loop_learned(
     """An ordinary loop with :class:`rlrate.LearnedLR`, as a user writes it, given the learning rate ``given``."""
     run = plain_run(draw.workload, draw.optimizer, seed, dtype)
     run.optimizer.param_groups[0]["lr"] = given
-    scheduler = LearnedLR(run.optimizer, total_steps=draw.steps, controller=controller)
+    scheduler = LearnedLR(
+        run.optimizer, total_steps=draw.steps, controller=controller, steps_per_epoch=draw.workload.epoch
+    )
     recorder = Recorder(draw.steps, 1, lambda: heldout(run))
     for _ in range(draw.steps):
         rate = run.optimizer.param_groups[0]["lr"]

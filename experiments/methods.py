@@ -27,6 +27,7 @@ class Method:
         rate: Learning rate of a default; None for torch's.
         budget: Trials that it makes by itself, in whole runs, rounded up.
         validated: Whether the controller is shown the loss on the problem's validation part at every decision.
+        told: Whether the controller is told how many updates make an epoch.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Method:
     rate: float | None = None
     budget: int = 0
     validated: bool = False
+    told: bool = True
 
 
 def default_rate(optimizer: str) -> float:
@@ -72,6 +74,13 @@ _ALL = [
     ),
     Method(LEARNED, "learned", "The controller; given no learning rate and no trial.", "controlled"),
     Method("learned-adam", "learned", "The same on Adam, in place of the problem's optimizer.", "controlled", "adam"),
+    Method(
+        "learned-untold",
+        "learned",
+        "The same as learned, not told how many updates make an epoch.",
+        "controlled",
+        told=False,
+    ),
     Method(
         "learned-validated",
         "learned",

@@ -54,7 +54,7 @@ def mean_actions(controller: Controller, draws: int | None = None) -> Array:
     return _KNOWN[key]
 
 
-def open_loop(controller: Controller, steps: int) -> Callable[[NDArray[np.float32]], Array]:
+def open_loop(controller: Controller, steps: int) -> Callable[[NDArray[np.float32]], tuple[Array, None]]:
     """A policy that answers the mean action of the moment, decision by decision of a budget.
 
     Args:
@@ -64,4 +64,4 @@ def open_loop(controller: Controller, steps: int) -> Callable[[NDArray[np.float3
     path = mean_actions(controller)
     decisions = len(controller.spec.cadence.boundaries(steps)) - 1
     moments = iter(np.interp(np.linspace(0.0, 1.0, max(decisions, 1)), np.linspace(0.0, 1.0, len(path)), path))
-    return lambda observations: np.full(len(observations), next(moments))
+    return lambda observations: (np.full(len(observations), next(moments)), None)

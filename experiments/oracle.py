@@ -203,7 +203,7 @@ def oracle(
         progress(len(makers), len(makers) + 1, "oracle: learned schedule")
     logs: list[Array] = []
     trace = run_controlled(
-        draw, runs, controller.spec, controller.act, watch=lambda rates: logs.append(np.log(rates).mean())
+        draw, runs, controller.spec, controller.answer, watch=lambda rates: logs.append(np.log(rates).mean())
     )
     schedules["learned"] = _entry(problem, np.exp(np.array(logs)), trace.heldout_loss)
     if progress is not None:

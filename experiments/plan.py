@@ -125,11 +125,11 @@ class Plan:
     def _entrants(self, problem: Problem) -> list[Cell]:
         methods = [METHODS[name] for name in self.suite.entrants]
 
-        def place(name: str) -> tuple[str, str, bool]:
+        def place(name: str) -> tuple[str, str, bool, bool]:
             method = METHODS[name]
             # What shares an optimizer, of the defaults and of what the controller drives, is one population.
             shared = method.optimizer if method.task in ("defaults", "controlled") else name
-            return method.task, shared, method.validated
+            return method.task, shared, method.validated, not method.told
 
         cells = []
         for (task, *_), names in groupby(sorted((m.name for m in methods), key=place), key=place):

@@ -61,7 +61,7 @@ def visited(controller: Controller, *, draws: int = 24, runs: int = 4, steps: tu
         training = TrainingRuns.sample(config, (SEED, 2, draw), range(runs))
         seen = [training.begin()]
         while not training.done:
-            seen.append(training.step(controller.act(seen[-1]))[0])
+            seen.append(training.step(*controller.answer(seen[-1]))[0])
         columns.append(np.stack(seen[:-1]))  # no decision follows the last one
     decisions = min(len(column) for column in columns)
     return np.concatenate([column[:decisions] for column in columns], axis=1).astype(np.float64)

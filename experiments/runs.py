@@ -23,7 +23,7 @@ __all__ = ["CHUNK", "Array", "Tick", "Trace", "run_controlled", "run_learned", "
 CHUNK = 64
 
 #: Observations of shape (N, signals) to actions of shape (N,).
-Act = Callable[[NDArray[np.float32]], Array]
+Act = Callable[[NDArray[np.float32]], tuple[Array, NDArray[np.bool_] | None]]
 
 
 def run_schedules(
@@ -72,7 +72,7 @@ def run_learned(
     dtype: str = "float32",
 ) -> Trace:
     """Trains one network for each seed, its rate set by ``controller``."""
-    return run_controlled(draw, seeds, controller.spec, controller.act, tick, heldout=heldout, dtype=dtype)
+    return run_controlled(draw, seeds, controller.spec, controller.answer, tick, heldout=heldout, dtype=dtype)
 
 
 def run_controlled(
@@ -85,6 +85,7 @@ def run_controlled(
     heldout: bool = False,
     watch: Callable[[Array], None] | None = None,
     validated: bool = False,
+    told: bool = True,
     dtype: str = "float32",
 ) -> Trace:
     """Trains one network for each seed; at each decision ``act`` turns observations into actions.
@@ -93,15 +94,17 @@ def run_controlled(
         draw: Workload, optimizer and budget.
         seeds: Seed of each run.
         spec: Signals, cadence and action.
-        act: The policy.
+        act: The policy; see :meth:`rlrate.Controller.answer`.
         tick: Called with the number of network updates made since the last call.
         heldout: Whether to record curves of the held-out loss too.
         watch: Called with the learning rates (N,) of every update.
         validated: Whether the policy is shown the loss on the workload's validation part at every decision.
+        told: Whether the policy is told how many updates make an epoch.
         dtype: Of weights and floating point data.
     """
     every = np.full(len(seeds), int(validated))
-    runs = TrainingRuns(TrainingConfig(spec=spec, dtype=dtype), draw, seeds, validated=every)
+    untold = np.full(len(seeds), not told)
+    runs = TrainingRuns(TrainingConfig(spec=spec, dtype=dtype), draw, seeds, validated=every, untold=untold)
     recorder = Recorder(draw.steps, len(seeds), runs.population.heldout, heldout=heldout)
     while not runs.done:
         rates = runs.rates
@@ -110,7 +113,7 @@ def run_controlled(
             watch(rates)
         if runs.control.decision_due:
             runs.validate()
-            runs.control.act(act(runs.control.observe()))
+            runs.control.act(*act(runs.control.observe()))
         if tick is not None:
             tick(len(seeds))
     return recorder.trace()

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,10 +22,16 @@ from rlrate.errors import ConfigError, ControllerError
 from rlrate.storage import write_atomically
 
 FORMAT = "rlrate.controller"
-VERSION = 1
+#: Written for controllers that can advise to stop, and for others; the latter can be read by any version of rlrate.
+VERSION, PLAIN = 2, 1
 MAX_BYTES = 16 * 2**20
 
 Head = Literal["clip", "tanh", "argmax"]
+Layers: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
+
+#: The signal that says whether the updates of an epoch are told.
+TELLS = "epochs_known"
+
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 _ENTRIES = {"format", "version", "specification", "provenance", "identity", CHECKSUM}
 _BUNDLED = Path(__file__).parent / "controllers"
@@ -45,13 +51,16 @@ class Controller:
         head: What turns the last layer's output into an action: "clip" to [-1, 1] (PPO, A2C), "tanh" (SAC, TD3,
             DDPG), or "argmax" over discrete choices (PPO, A2C, DQN).
         provenance: JSON-ready notes on how it was made (recipe, seed, versions, figures).
+        stop: Layers of a second network with the same activation, which sees all signals while the policy may see only
+            the first of them; empty for none. Its one output is above zero where training on would do harm.
     """
 
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    layers: Layers
     spec: ControlSpec = field(default_factory=ControlSpec)
     activation: str = "tanh"
     head: Head = "clip"
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    stop: Layers = ()
 
     def __post_init__(self) -> None:
         _check(self)
@@ -72,13 +81,7 @@ class Controller:
         Returns:
             Actions u in [-1, 1], float64, shape (N,).
         """
-        with torch.no_grad():
-            x = torch.from_numpy(np.ascontiguousarray(observations, dtype=np.float32))
-            for index, (weight, bias) in enumerate(self.layers):
-                x = torch.addmm(bias, x, weight.t())
-                if index < len(self.layers) - 1:
-                    x = _ACTIVATIONS[self.activation](x)
-            output = x.numpy()
+        output = self._output(self.layers, observations)
         if self.head == "argmax":
             choices = self.spec.action.choices
             assert choices is not None
@@ -86,11 +89,37 @@ class Controller:
         u = output[:, 0]
         return np.asarray(np.tanh(u) if self.head == "tanh" else np.clip(u, -1.0, 1.0), np.float64)
 
+    def answer(self, observations: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """What :meth:`RateControl.act` is told: the actions, and whether to stop.
+
+        To stop is advised only to those who tell how many updates make an epoch, as nothing was learnt of others.
+
+        Args:
+            observations: As for :meth:`act`.
+
+        Returns:
+            Two arrays of shape (N,).
+        """
+        if not self.stop:
+            return self.act(observations), np.zeros(len(observations), dtype=bool)
+        told = observations[:, self.spec.signals.index(TELLS)] > 0.0
+        return self.act(observations), told & (self._output(self.stop, observations)[:, 0] > 0.0)
+
+    def _output(self, layers: Layers, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        seen = observations[:, : layers[0][0].shape[1]]
+        with torch.no_grad():
+            x = torch.from_numpy(np.ascontiguousarray(seen, dtype=np.float32))
+            for index, (weight, bias) in enumerate(layers):
+                x = torch.addmm(bias, x, weight.t())
+                if index < len(layers) - 1:
+                    x = _ACTIVATIONS[self.activation](x)
+        return x.numpy()
+
     @property
     def identity(self) -> str:
         """SHA-256 of weights and specification (not of the provenance), as 64 hexadecimal digits."""
         digest = hashlib.sha256(json.dumps(self._specification(), sort_keys=True).encode())
-        for weight, bias in self.layers:
+        for weight, bias in (*self.layers, *self.stop):
             for tensor in (weight, bias):
                 digest.update(str(tuple(tensor.shape)).encode())
                 digest.update(tensor.contiguous().numpy().tobytes())
@@ -106,12 +135,13 @@ class Controller:
         """
         path = Path(path)
         tensors = {}
-        for index, (weight, bias) in enumerate(self.layers):
-            tensors[f"layer.{index}.weight"] = weight.contiguous()
-            tensors[f"layer.{index}.bias"] = bias.contiguous()
+        for name, layers in (("layer", self.layers), ("stop", self.stop)):
+            for index, (weight, bias) in enumerate(layers):
+                tensors[f"{name}.{index}.weight"] = weight.contiguous()
+                tensors[f"{name}.{index}.bias"] = bias.contiguous()
         header: dict[str, Any] = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if self.stop else PLAIN,
             "specification": self._specification(),
             "provenance": dict(self.provenance),
             "identity": self.identity,
@@ -145,7 +175,20 @@ class Controller:
 
     @classmethod
     def _from_parts(cls, path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Controller:
-        names = {f"layer.{i}.{kind}" for i in range(len(tensors) // 2) for kind in ("weight", "bias")}
+        networks = {
+            name: tuple(
+                (tensors[f"{name}.{i}.weight"], tensors[f"{name}.{i}.bias"])
+                for i in range(len(tensors))
+                if {f"{name}.{i}.weight", f"{name}.{i}.bias"} <= set(tensors)
+            )
+            for name in ("layer", "stop")
+        }
+        names = {
+            f"{name}.{i}.{kind}"
+            for name, layers in networks.items()
+            for i in range(len(layers))
+            for kind in ("weight", "bias")
+        }
         try:
             specification = header["specification"]
             provenance = header["provenance"]
@@ -154,10 +197,11 @@ class Controller:
             if not isinstance(provenance, dict):
                 raise ConfigError("its provenance is not a dictionary")
             controller = cls(
-                tuple((tensors[f"layer.{i}.weight"], tensors[f"layer.{i}.bias"]) for i in range(len(tensors) // 2)),
+                networks["layer"],
                 ControlSpec.from_dict(specification.get("control")),
                 activation=specification.get("activation", ""),
                 head=specification.get("head", ""),
+                stop=networks["stop"],
                 provenance=provenance,
             )
             # Files of the first days have no checksum of their own; the identity leaves the provenance out.
@@ -179,12 +223,15 @@ class Controller:
         return hash(self.identity)
 
     def _specification(self) -> dict[str, Any]:
-        return {
+        specification = {
             "control": self.spec.to_dict(),
             "activation": self.activation,
             "head": self.head,
             "sizes": [list(weight.shape) for weight, _ in self.layers],
         }
+        if self.stop:
+            specification["stop"] = [list(weight.shape) for weight, _ in self.stop]
+        return specification
 
     def __repr__(self) -> str:
         sizes = [self.layers[0][0].shape[1], *(weight.shape[0] for weight, _ in self.layers)]
@@ -199,14 +246,22 @@ def _check(controller: Controller) -> None:
         raise ConfigError(f"unknown head {controller.head!r}; known: clip, tanh, argmax")
     if not controller.layers:
         raise ConfigError("a controller needs at least one layer")
-    width = len(controller.spec.signals)
+    signals = controller.spec.signals
+    width = len(signals)
+    if controller.stop:
+        if TELLS not in signals or controller.spec.action.patience is None:
+            raise ConfigError(f"a controller that can advise to stop needs the signal {TELLS} and action.patience")
+        _check_layers(controller.stop, width, 1)
+        width = min(width, controller.layers[0][0].shape[-1])  # the policy need not see the last of them
     choices = controller.spec.action.choices
     if (controller.head == "argmax") != (choices is not None):
         raise ConfigError("the argmax head goes with discrete multipliers, and only with them")
-    last = 1 if choices is None else len(choices)
-    for index, (weight, bias) in enumerate(controller.layers):
-        final = index == len(controller.layers) - 1
-        _check_layer(index, weight, bias, width, last if final else None)
+    _check_layers(controller.layers, width, 1 if choices is None else len(choices))
+
+
+def _check_layers(layers: Layers, width: int, outputs: int) -> None:
+    for index, (weight, bias) in enumerate(layers):
+        _check_layer(index, weight, bias, width, outputs if index == len(layers) - 1 else None)
         width = weight.shape[0]
 
 
@@ -245,10 +300,10 @@ def _header(path: Path, header: object) -> dict[str, Any]:
             f"{path.name} is a safetensors file but not a controller; `rlrate export` writes controllers"
         )
     version = header.get("version")
-    if version != VERSION:
+    if version not in (VERSION, PLAIN):
         newer = isinstance(version, int) and version > VERSION
         raise ControllerError(
-            f"{path.name} has controller format version {version}, this rlrate reads version {VERSION}; "
+            f"{path.name} has controller format version {version}, this rlrate reads versions up to {VERSION}; "
             + ("upgrade rlrate" if newer else "export it again with this version")
         )
     unknown = sorted(set(header) - _ENTRIES)
@@ -257,6 +312,6 @@ def _header(path: Path, header: object) -> dict[str, Any]:
     return header
 
 
-def linear_layers(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], ...]:
+def linear_layers(pairs: Sequence[tuple[Tensor, Tensor]]) -> Layers:
     """Detached float32 copies of (weight, bias) pairs, as a :class:`Controller` holds them."""
     return tuple((w.detach().float().cpu().clone().contiguous(), b.detach().float().cpu().clone()) for w, b in pairs)

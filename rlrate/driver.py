@@ -106,11 +106,10 @@ class Driver:
                 control.validate(np.array([float(self.validation)]))
                 self.validation = None
             observation = control.observe()
-            action = self.controller.act(observation)
-            control.act(action)
+            control.act(*self.controller.answer(observation))
             if self._shared:  # equal already, unless the processes' hardware differs
                 control.log_rate = np.array([self.ranks.agree(float(control.log_rate[0]), self.watch.device)])
-            self.recorder.add(control.updates, float(control.rates[0]), observation[0], float(action[0]))
+            self.recorder.add(control.updates, float(control.rates[0]), observation[0], float(control.action[0]))
         self.refresh()
 
     def refresh(self) -> None:
@@ -129,7 +128,9 @@ class Driver:
     def report(self) -> Report:
         """What was decided so far."""
         interventions = {name: int(count[0]) for name, count in self.control.interventions.items()}
-        return self.recorder.report(self.controller.spec.signals, interventions["cut"], interventions["cap"])
+        return self.recorder.report(
+            self.controller.spec.signals, interventions["cut"], interventions["cap"], bool(self.control.stopped[0])
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during a run."""

@@ -28,6 +28,7 @@ class Report:
         actions: What it answered, in [-1, 1], float64, shape (D,).
         cuts: How often the guard cut the rate because the loss spiked or was not finite.
         caps: How often the cap on the update size held a decision back.
+        stopped: Whether the rate is being brought down for good, as what further epochs teach would do harm.
     """
 
     signals: tuple[str, ...]
@@ -37,6 +38,7 @@ class Report:
     actions: NDArray[np.float64]
     cuts: int
     caps: int
+    stopped: bool = False
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Draws rate, actions and signals over the updates; needs matplotlib.
@@ -88,7 +90,7 @@ class Recorder:
         self._actions.append(action)
         self._observations.append(observation)
 
-    def report(self, signals: tuple[str, ...], cuts: int, caps: int) -> Report:
+    def report(self, signals: tuple[str, ...], cuts: int, caps: int, stopped: bool) -> Report:
         """All decisions so far, as arrays of their own."""
         return Report(
             signals,
@@ -98,6 +100,7 @@ class Recorder:
             np.array(self._actions, np.float64),
             cuts,
             caps,
+            stopped,
         )
 
     def state_dict(self) -> dict[str, Any]:

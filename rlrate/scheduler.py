@@ -58,8 +58,9 @@ class LearnedLR(LRScheduler):
         controller: A :class:`Controller`, the path of a controller file, or the name of a bundled one.
         min_lr: Lowest rate; the final anneal goes below it.
         max_lr: Highest rate, or that of each parameter group.
-        steps_per_epoch: Updates in which the training data are gone through once, such as ``len(loader)``; for
-            controllers that look at epochs. The bundled one does not.
+        steps_per_epoch: Updates in which the training data are gone through once, such as ``len(loader)``. The bundled
+            controller then stops, by bringing the rate down for good, where it finds that the model learns its examples
+            by heart (:attr:`Report.stopped`); without it, it never does.
         process_group: The processes that train the model together, when torch.distributed is in use; None for all of
             them, False for this one alone.
 

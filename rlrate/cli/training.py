@@ -199,6 +199,8 @@ def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
         data["policy"] = {name: value for name, value in data["policy"].items() if name not in ("net", "activation")}
     if data["first"]:
         data["first"] |= {"environment": data["first"].get("environment", {}) | changes.get("environment", {})}
+    if "workload" in changes.get("environment", {}):
+        data["stopping"] = {name: value for name, value in data["stopping"].items() if name != "workload"}
     environment = data["environment"] | changes.get("environment", {})
     changed = Recipe.from_dict(data | changes | {"environment": environment})
     if recipe.algorithm and not changed.algorithm:
@@ -245,6 +247,8 @@ def _resumed(out: Path, name: str | None, changes: dict[str, Any]) -> Recipe:
 def _figures(figures: dict[str, float]) -> str:
     if "imitation" in figures:
         return f"imitating schedules, {figures['imitation']:.0%}"
+    if "stopping" in figures:
+        return f"learning when to stop, {figures['stopping']:.0%}"
     text = f"return {figures['return_mean']:+.3f}"
     diverged = int(figures.get("diverged", 0))
     return text + (f"  {diverged} diverged" if diverged else "")

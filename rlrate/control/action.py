@@ -41,6 +41,7 @@ class Action:
         alarm: A single loss cuts the rate at once when it lies above the best by more than so many standard deviations
             plus 30 % of all that was gained, and once more for each further factor of ten; None to look at blocks only.
         anneal: Final share of the budget over which the rate goes linearly to zero.
+        patience: So many decisions in a row must advise to stop; from then on u is -1, whatever comes. None for never.
     """
 
     factor: float = 2.5
@@ -51,6 +52,7 @@ class Action:
     check: int = 5
     alarm: float | None = None
     anneal: float = 0.3
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.factor > 1.0 and math.isfinite(self.factor), "factor > 1", self.factor)
@@ -66,6 +68,8 @@ class Action:
         _require(isinstance(self.check, int) and self.check >= 1, "check >= 1", self.check)
         _require(self.alarm is None or 0 < self.alarm < math.inf, "alarm > 0", self.alarm)
         _require(0 <= self.anneal <= 1, "anneal in [0, 1]", self.anneal)
+        patient = type(self.patience) is int and self.patience >= 1
+        _require(self.patience is None or patient, "patience, an integer >= 1", self.patience)
 
     @property
     def choices(self) -> NDArray[np.float32] | None:

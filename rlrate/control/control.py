@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rlrate.control import single
@@ -24,12 +25,15 @@ Array = NDArray[np.float64]
 #: Updates before each decision at which gradients are sampled.
 WINDOW = 3
 
+#: Share of a cadence's decisions before which no run is stopped for good: what is learnt last may not have begun yet.
+EARLIEST = 0.3
+
 #: What changes during a run, apart from the parts that keep their own state.
 # The rates follow from the given ones, so these come first.
 _STATE = (
     *("_base", "_log_base", "log_rate", "log_start", "updates", "decisions", "interventions"),
     *("_next", "_action", "_capped", "_ratio", "_layer_ratio", "_probing", "_unit"),
-    *("_losses", "_length", "_cuts", "_samples", "_validation"),
+    *("_losses", "_length", "_cuts", "_samples", "_validation", "_advised", "stopped"),
 )
 
 
@@ -84,6 +88,9 @@ class RateControl:
         self._next = 0
         self._action = np.zeros(runs)
         self._capped = np.zeros(runs)
+        self._advised = np.zeros(runs)  # decisions in a row
+        #: Runs whose rates are brought down for good, shape (N,).
+        self.stopped = np.zeros(runs, dtype=bool)
         self._ratio = np.full(runs, np.nan)
         self._layer_ratio = np.full(runs, np.nan)
         self._probing = self.start is not None
@@ -143,6 +150,11 @@ class RateControl:
             return position < self._probe_end
         end = self.horizon.end(self._next)
         return end is not None and 0 < end - position <= WINDOW
+
+    @property
+    def action(self) -> Array:
+        """The last action that was taken, shape (N,)."""
+        return self._action
 
     @property
     def done(self) -> bool:
@@ -269,10 +281,20 @@ class RateControl:
             self._next += 1
         return self.signals.observe(interval)
 
-    def act(self, action: Array) -> None:
-        """Applies a policy's answer u in [-1, 1], shape (N,): the new rates hold from the next update on."""
+    def act(self, action: Array, stop: NDArray[np.bool_] | None = None) -> None:
+        """Applies a policy's answer: the new rates hold from the next update on.
+
+        Args:
+            action: u in [-1, 1], shape (N,).
+            stop: Whether the policy advises to stop, shape (N,); see :attr:`rlrate.control.Action.patience`.
+        """
         rule = self.spec.action
         action = np.clip(np.nan_to_num(np.asarray(action, np.float64), nan=0.0), -1.0, 1.0)
+        if rule.patience is not None and stop is not None:
+            self._advised = np.where(stop, self._advised + 1.0, 0.0)
+            if self.decisions >= EARLIEST * self.spec.cadence.decisions:
+                self.stopped |= self._advised >= rule.patience
+            action = np.where(self.stopped, -1.0, action)
         target = self.log_rate + rule.log_multiplier(action)
         if rule.cap is not None:
             with np.errstate(all="ignore"):
@@ -308,13 +330,18 @@ class RateControl:
         Raises:
             ConfigError: when ``state`` does not have the entries and shapes of such a state.
         """
-        restore(self, _STATE, {"validation": [], **state})  # which came later
+        restore(self, _STATE, {**self._later(), **state})
         self.signals.load_state_dict(state.get("signals"))
         self.guard.load_state_dict(state.get("guard"))
         self._trend.load_state_dict(state.get("trend"))
         self.horizon.load_state_dict(state.get("horizon"))
 
     # Inner --------------------------------------------------------------------------------------------
+
+    def _later(self) -> dict[str, Any]:
+        """What a state that was written before there was such an entry stands for."""
+        none = torch.zeros(self.runs, dtype=torch.float64)
+        return {"validation": [], "advised": none, "stopped": none.bool()}
 
     @property
     def _probe_end(self) -> int:

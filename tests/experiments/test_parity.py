@@ -92,9 +92,9 @@ def test_the_learned_scheduler_and_its_controls(lively: Controller) -> None:
     seen: list[NDArray[np.float32]] = []
     rates: list[NDArray[np.float64]] = []
 
-    def act(observations: NDArray[np.float32]) -> NDArray[np.float64]:
+    def act(observations: NDArray[np.float32]) -> tuple[NDArray[np.float64], None]:
         seen.append(observations)
-        return lively.act(observations)
+        return lively.act(observations), None
 
     run_controlled(draw(), [0, 1], lively.spec, act, watch=rates.append)
     policies = {
@@ -155,13 +155,13 @@ def test_open_loop_is_the_controller_without_its_eyes(lively: Controller, monkey
     path = mean_actions(lively, 3)
     assert path.shape == (lively.spec.cadence.decisions - 1,) and np.ptp(path) > 0
     told = iter(path)
-    by_hand = run_controlled(draw(steps=200), [1000], lively.spec, lambda seen: np.full(len(seen), next(told)))
+    by_hand = run_controlled(draw(steps=200), [1000], lively.spec, lambda seen: (np.full(len(seen), next(told)), None))
     found = run_cell(cell, lively)[0].heldout_loss
     assert found == pytest.approx(by_hand.heldout_loss[0], rel=1e-6)
     assert found != run_learned(draw(steps=200), [1000], lively).heldout_loss[0]
     # Fewer decisions are spread over the same path.
     few = open_loop(lively, 30)
-    first, *_, last = [float(few(np.zeros((1, 1), np.float32))[0]) for _ in lively.spec.cadence.boundaries(30)[:-1]]
+    first, *_, last = [float(few(np.zeros((1, 1), np.float32))[0][0]) for _ in lively.spec.cadence.boundaries(30)[:-1]]
     assert (first, last) == (path[0], path[-1])
 
 
