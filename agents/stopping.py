@@ -66,7 +66,7 @@ class Stopping:
     draws: int = 800
     runs: int = 2
     quantile: float = 0.3
-    margin: float = 0.02
+    margin: float = 0.05
     patience: int = 3
     workload: Mapping[str, int] = field(default_factory=dict)
 

@@ -15,6 +15,7 @@ from rlrate.errors import ConfigError
 if TYPE_CHECKING:
     from rlrate import Controller
     from rlrate.control import Action
+    from rlrate.controller import Layers
     from rlrate.envs import Workload
 
 
@@ -96,8 +97,9 @@ def _facts(controller: Controller, steps: int) -> dict[str, Any]:
     spec = controller.spec
     return {
         "identity": controller.identity,
-        "parameters": sum(tensor.numel() for layer in controller.layers for tensor in layer),
+        "parameters": sum(tensor.numel() for layer in (*controller.layers, *controller.stop) for tensor in layer),
         "sizes": [list(weight.shape) for weight, _ in controller.layers],
+        "stop": [list(weight.shape) for weight, _ in controller.stop],
         "activation": controller.activation,
         "head": controller.head,
         "control": spec.to_dict(),
@@ -120,8 +122,11 @@ def _outline(notes: Mapping[str, Any]) -> list[str]:
 
 
 def _network(controller: Controller) -> str:
-    sizes = [controller.layers[0][0].shape[1], *(weight.shape[0] for weight, _ in controller.layers)]
-    return f"{'-'.join(map(str, sizes))} network, {controller.activation}, {controller.head}"
+    def sizes(layers: Layers) -> str:
+        return "-".join(map(str, [layers[0][0].shape[1], *(weight.shape[0] for weight, _ in layers)]))
+
+    advises = f", and one of {sizes(controller.stop)} that advises when to stop" if controller.stop else ""
+    return f"{sizes(controller.layers)} network, {controller.activation}, {controller.head}{advises}"
 
 
 def _rules(rule: Action) -> list[str]:
@@ -142,6 +147,10 @@ def _rules(rule: Action) -> list[str]:
         )
     if rule.anneal > 0:
         lines.append(f"over the last {rule.anneal:.0%} of the budget the rate goes linearly to zero")
+    if rule.patience is not None:
+        lines.append(
+            f"told steps_per_epoch, it is brought down for good when {rule.patience} decisions in a row advise to stop"
+        )
     return lines
 
 

@@ -28,7 +28,7 @@ class TimmLearnedLR:
         optimizer: As for :class:`rlrate.LearnedLR`. Groups keep the ratios of their rates times their ``lr_scale``.
         total_steps: The budget: epochs times updates in an epoch.
         controller: As for :class:`rlrate.LearnedLR`, like all ``options``.
-        options: ``min_lr``, ``max_lr``, ``process_group``.
+        options: ``min_lr``, ``max_lr``, ``steps_per_epoch``, ``process_group``.
 
     Raises:
         SchedulerError: for arguments that LearnedLR refuses.

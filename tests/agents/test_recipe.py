@@ -9,6 +9,7 @@ import pytest
 
 from rlrate import Controller
 from rlrate.agents import Recipe
+from rlrate.agents.stopping import without_stop
 from rlrate.errors import ConfigError
 
 Write = Callable[[str, str], Path]
@@ -84,7 +85,7 @@ def test_not_every_rule_can_be_switched_off(name: str, write: Write) -> None:
 
 def test_a_recipe_may_extend_that_of_the_controller_it_begins_with(write: Write) -> None:
     text = 'extends = "ppo"\ninitial = "default"\n'
-    assert Recipe.load(write("more.toml", text)).spec == Controller.load("default").spec
+    assert Recipe.load(write("more.toml", text)).spec == without_stop(Controller.load("default")).spec
     for change, name in (("[rules]\ncap = 0.1", "rules"), ("[policy]\nnet = [8]", "net")):
         with pytest.raises(ConfigError, match=f"takes {name} from it"):
             Recipe.load(write("other.toml", f"{text}{change}\n"))
@@ -92,11 +93,14 @@ def test_a_recipe_may_extend_that_of_the_controller_it_begins_with(write: Write)
 
 def test_the_shipped_controller_was_trained_by_the_recipe_in_the_file() -> None:
     recipe, controller = Recipe.load("default"), Controller.load("default")
-    trained = controller.provenance["recipe"]
-    # Its two steps were run by two commands, the second with the controller of the first one as `initial`.
+    stopping = {name: value for name, value in controller.provenance["stopping"].items() if name != "seed"}
+    trained = {**controller.provenance["recipe"], "stopping": stopping}
+    # Its two steps were run by two commands, the second with the controller of the first one as `initial`; when to stop
+    # was taught to it later.
     assert {name for name, value in recipe.to_dict().items() if trained[name] != value} == {"name", "first", "initial"}
     assert recipe.first_recipe is not None and recipe.first_recipe.seed == trained["seed"]
-    assert recipe.spec == controller.spec
+    assert recipe.spec == without_stop(controller).spec and controller.stop
+    assert controller.provenance["stopping"]["seed"] == trained["seed"] == recipe.seed
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)

@@ -51,6 +51,7 @@ FAMILIES = [
     "drift",
     "ordinary",
     "structured",
+    "scarce",
 ]
 # The same networks on part of the data: what holds for the families holds for these.
 RESTRICTED = [
@@ -121,8 +122,9 @@ PATIENCE["ratings-factorisation"] = (0.03, 150)
 
 # Families whose training loss says little, or is no ratio scale: their held-out loss must fall.
 SIGNED = {"bandit", "likelihood"}
+MOST_HELD_OUT = {"scarce": 512}
 LARGEST_BATCH = {"ill-conditioned": 256, "wide-mlp": 256}
-MOST_WEIGHTS = {"wide-mlp": 200_000, "ordinary": 150_000, "structured": 150_000}
+MOST_WEIGHTS = {"wide-mlp": 200_000, "ordinary": 150_000, "structured": 150_000, "scarce": 100_000}
 
 
 def parameters(workload: Workload, seed: int = 0) -> list[Tensor]:
@@ -178,7 +180,7 @@ def test_a_draw_is_a_sound_workload(name: str, seed: int) -> None:
     assert workload.family == name
     examples = len(workload.train[0])
     assert 1 <= workload.batch_size <= min(LARGEST_BATCH.get(name, 128), examples)
-    assert len(workload.heldout[0]) <= 256
+    assert len(workload.heldout[0]) <= MOST_HELD_OUT.get(name, 256)
     assert name == "noisy-quadratic" or len(workload.heldout[0]) >= 50
     assert sum(values.numel() for values in parameters(workload)) < MOST_WEIGHTS.get(name, 50_000)
     assert all(bool(torch.isfinite(values).all()) for values in parameters(workload))

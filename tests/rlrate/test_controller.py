@@ -199,10 +199,10 @@ def test_any_bytes_are_refused(content: bytes) -> None:
             Controller.load(path)
 
 
-@pytest.mark.parametrize(("version", "mend"), [(2, "upgrade rlrate"), (0, "export it again"), ("1", "export it again")])
+@pytest.mark.parametrize(("version", "mend"), [(3, "upgrade rlrate"), (0, "export it again"), ("1", "export it again")])
 def test_of_another_version(good: Path, make_controller: Make, version: object, mend: str) -> None:
     write(good, parts(make_controller()), {**header(good), "version": version})
-    refused(good, f"format version {version}, this rlrate reads version 1; {mend}")
+    refused(good, f"format version {version}, this rlrate reads versions up to 2; {mend}")
 
 
 def test_a_safetensors_file_of_somebody_else(good: Path) -> None:
