@@ -120,7 +120,8 @@ def _train_part(
     if recipe.seeds > 1:
         return _train_seeds(recipe, out, records, workers, backend, progress)
     begun = (out / "config.json").exists()
-    if begun and has_checkpoint(out) and rollouts_done(out, recipe) >= recipe.rollouts:
+    taught = not recipe.stopping or (out / STOPPING).exists()
+    if begun and taught and has_checkpoint(out) and rollouts_done(out, recipe) >= recipe.rollouts:
         return export(out)
     return _train_one(recipe, out, records, begun, workers, backend, progress)
 

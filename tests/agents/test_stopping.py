@@ -160,6 +160,15 @@ def test_a_training_ends_with_it_and_another_that_begins_there_keeps_it(tiny: di
     )
 
 
+def test_seeds_that_were_stopped_while_they_learned_when_to_stop_go_on(tiny: dict[str, Any], tmp_path: Path) -> None:
+    recipe = Recipe.from_dict({**tiny, "iterations": 1, "seeds": 2, "stopping": {"draws": 4, "runs": 20}})
+    whole = Controller.load(train(recipe, tmp_path / "run"))
+    assert whole.stop[0][0].shape[0] == 2 * 64 and whole.spec.action.patience == 3
+    for name in ("seed-4/stopping", "seed-4/controller", "controller"):
+        (tmp_path / "run" / f"{name}.safetensors").unlink()
+    assert Controller.load(train(recipe, tmp_path / "run", resume=True)) == whole
+
+
 def test_the_mean_of_several_stops_where_their_mean_says(taught: Controller) -> None:
     layers = (*taught.stop[:-1], (-taught.stop[-1][0], 0.1 - taught.stop[-1][1]))
     seen = np.random.default_rng(0).normal(size=(50, len(taught.spec.signals))).astype(np.float32)
