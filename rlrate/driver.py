@@ -128,9 +128,8 @@ class Driver:
     def report(self) -> Report:
         """What was decided so far."""
         interventions = {name: int(count[0]) for name, count in self.control.interventions.items()}
-        return self.recorder.report(
-            self.controller.spec.signals, interventions["cut"], interventions["cap"], bool(self.control.stopped[0])
-        )
+        stopped = bool(self.control.patience.stopped[0])
+        return self.recorder.report(self.controller.spec.signals, interventions["cut"], interventions["cap"], stopped)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during a run."""

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rlrate.control import single
 from rlrate.control.action import SpikeGuard
 from rlrate.control.horizon import Horizon
+from rlrate.control.patience import Patience
 from rlrate.control.probe import probing_rate
 from rlrate.control.signals import Interval, Signals
 from rlrate.control.spec import ControlSpec
@@ -25,15 +25,12 @@ Array = NDArray[np.float64]
 #: Updates before each decision at which gradients are sampled.
 WINDOW = 3
 
-#: Share of a cadence's decisions before which no run is stopped for good: what is learnt last may not have begun yet.
-EARLIEST = 0.3
-
 #: What changes during a run, apart from the parts that keep their own state.
 # The rates follow from the given ones, so these come first.
 _STATE = (
     *("_base", "_log_base", "log_rate", "log_start", "updates", "decisions", "interventions"),
-    *("_next", "_action", "_capped", "_ratio", "_layer_ratio", "_probing", "_unit"),
-    *("_losses", "_length", "_cuts", "_samples", "_validation", "_advised", "stopped"),
+    *("_next", "action", "_capped", "_ratio", "_layer_ratio", "_probing", "_unit"),
+    *("_losses", "_length", "_cuts", "_samples", "_validation"),
 )
 
 
@@ -75,22 +72,19 @@ class RateControl:
         self.traits = traits or OptimizerTraits()
         self.epoch = epoch
         self.blind = np.zeros(runs, dtype=bool) if blind is None else blind
-        self.runs = runs
-        self.min_rate, self.max_rate = min_rate, max_rate
+        self.runs, self.min_rate, self.max_rate = runs, min_rate, max_rate
         self.horizon = Horizon(spec.cadence, spec.action, total_steps)
         self.signals = Signals(spec.signals, runs)
         self.guard = SpikeGuard(runs, spec.action.alarm)
+        self.patience = Patience(spec, runs)
         self.start = start if start is not None or spec.action.start is None else np.full(runs, spec.action.start)
         self.updates = 0
         self.decisions = 0
         self.interventions = {"cut": np.zeros(runs, int), "cap": np.zeros(runs, int)}
         self.give(given)
         self._next = 0
-        self._action = np.zeros(runs)
+        self.action = np.zeros(runs)
         self._capped = np.zeros(runs)
-        self._advised = np.zeros(runs)  # decisions in a row
-        #: Runs whose rates are brought down for good, shape (N,).
-        self.stopped = np.zeros(runs, dtype=bool)
         self._ratio = np.full(runs, np.nan)
         self._layer_ratio = np.full(runs, np.nan)
         self._probing = self.start is not None
@@ -150,11 +144,6 @@ class RateControl:
             return position < self._probe_end
         end = self.horizon.end(self._next)
         return end is not None and 0 < end - position <= WINDOW
-
-    @property
-    def action(self) -> Array:
-        """The last action that was taken, shape (N,)."""
-        return self._action
 
     @property
     def done(self) -> bool:
@@ -266,7 +255,7 @@ class RateControl:
             update_ratio=self._ratio,
             layer_ratio=self._layer_ratio,
             rate_initial=self.log_rate - self.log_start,
-            action=self._action,
+            action=self.action,
             cuts=self._cuts,
             capped=self._capped,
             validation=self._validation.pop() if self._validation else None,
@@ -282,19 +271,10 @@ class RateControl:
         return self.signals.observe(interval)
 
     def act(self, action: Array, stop: NDArray[np.bool_] | None = None) -> None:
-        """Applies a policy's answer: the new rates hold from the next update on.
-
-        Args:
-            action: u in [-1, 1], shape (N,).
-            stop: Whether the policy advises to stop, shape (N,); see :attr:`rlrate.control.Action.patience`.
-        """
+        """Applies a policy's answer, u in [-1, 1] and whether to stop, each of shape (N,), from the next update on."""
         rule = self.spec.action
         action = np.clip(np.nan_to_num(np.asarray(action, np.float64), nan=0.0), -1.0, 1.0)
-        if rule.patience is not None and stop is not None:
-            self._advised = np.where(stop, self._advised + 1.0, 0.0)
-            if self.decisions >= EARLIEST * self.spec.cadence.decisions:
-                self.stopped |= self._advised >= rule.patience
-            action = np.where(self.stopped, -1.0, action)
+        action = self.patience.heed(action, stop, self.decisions)
         target = self.log_rate + rule.log_multiplier(action)
         if rule.cap is not None:
             with np.errstate(all="ignore"):
@@ -305,7 +285,7 @@ class RateControl:
             self._capped = capped.astype(np.float64)
             self.interventions["cap"] += capped
         self.log_rate = self._bounded(target)
-        self._action = action
+        self.action = action
         self.decisions += 1
 
     def anneal(self, steps: int) -> None:
@@ -320,6 +300,7 @@ class RateControl:
             **dump(self, _STATE),
             "signals": self.signals.state_dict(),
             "guard": self.guard.state_dict(),
+            "patience": self.patience.state_dict(),
             "trend": self._trend.state_dict(),
             "horizon": self.horizon.state_dict(),
         }
@@ -330,18 +311,14 @@ class RateControl:
         Raises:
             ConfigError: when ``state`` does not have the entries and shapes of such a state.
         """
-        restore(self, _STATE, {**self._later(), **state})
+        restore(self, _STATE, {"validation": [], **state})  # which came later
         self.signals.load_state_dict(state.get("signals"))
         self.guard.load_state_dict(state.get("guard"))
+        self.patience.load_state_dict(state.get("patience"))
         self._trend.load_state_dict(state.get("trend"))
         self.horizon.load_state_dict(state.get("horizon"))
 
     # Inner --------------------------------------------------------------------------------------------
-
-    def _later(self) -> dict[str, Any]:
-        """What a state that was written before there was such an entry stands for."""
-        none = torch.zeros(self.runs, dtype=torch.float64)
-        return {"validation": [], "advised": none, "stopped": none.bool()}
 
     @property
     def _probe_end(self) -> int:

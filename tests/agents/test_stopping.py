@@ -77,17 +77,17 @@ def losses(controller: Controller, workload: Workload, *, told: bool = True) -> 
 def test_it_stops_where_examples_are_learned_by_heart_and_only_there(taught: Controller) -> None:
     rng = np.random.default_rng(0)
     runs, stopped = losses(taught, by_heart(rng))
-    assert runs.control.stopped.all()
+    assert runs.control.patience.stopped.all()
     assert (stopped < 0.95 * losses(POLICY, by_heart(rng))[1]).all()
     runs, unmoved = losses(taught, learnable(rng))
-    assert not runs.control.stopped.any()
+    assert not runs.control.patience.stopped.any()
     np.testing.assert_array_equal(unmoved, losses(POLICY, learnable(rng))[1])
 
 
 def test_untold_it_is_the_policy_alone(taught: Controller) -> None:
     workload = by_heart(np.random.default_rng(0))
     runs, untold = losses(taught, workload, told=False)
-    assert not runs.control.stopped.any()
+    assert not runs.control.patience.stopped.any()
     np.testing.assert_array_equal(untold, losses(POLICY, workload)[1])
 
 

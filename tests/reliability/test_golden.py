@@ -94,14 +94,14 @@ def test_results() -> None:
 def test_files_of_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rlrate import controller
 
-    monkeypatch.setattr(controller, "VERSION", 2)
+    monkeypatch.setattr(controller, "PLAIN", 3)
     golden.controller().save(tmp_path / "c")
     monkeypatch.setattr(checkpoint, "VERSION", 2)
     payload = (golden.FOLDER / "run/checkpoint.pt").read_bytes().partition(b"\n")[2]
     (tmp_path / "checkpoint.pt").write_bytes(checkpoint._sealed(payload))
     (tmp_path / "checkpoint.previous.pt").write_bytes((golden.FOLDER / "run/checkpoint.pt").read_bytes())
     monkeypatch.undo()
-    with pytest.raises(ControllerError, match="format version 2, this rlrate reads version 1; upgrade rlrate"):
+    with pytest.raises(ControllerError, match="format version 3, this rlrate reads versions up to 2; upgrade rlrate"):
         Controller.load(tmp_path / "c")
     with pytest.raises(ConfigError, match=r"checkpoint.pt has checkpoint format version 2, this rlrate reads"):
         checkpoint.read_checkpoint(tmp_path)  # and does not go back to the one before

@@ -63,8 +63,8 @@ def test_the_control_follows_advice_in_a_row_and_not_before_its_time() -> None:
     when = np.full(4, -1)
     for decision, row in enumerate(advice):
         control.act(np.array([0.5, 0.5, 0.5, math.nan]), row == 1)
-        when = np.where(control.stopped & (when < 0), decision, when)
-        np.testing.assert_array_equal(control.action, np.where(control.stopped, -1.0, [0.5, 0.5, 0.5, 0.0]))
+        when = np.where(control.patience.stopped & (when < 0), decision, when)
+        np.testing.assert_array_equal(control.action, np.where(control.patience.stopped, -1.0, [0.5, 0.5, 0.5, 0.0]))
     # The second as soon as it may be, the third just in time, the others never had three in a row.
     assert when.tolist() == [-1, EARLIEST, EARLIEST, 7]
 
@@ -73,7 +73,7 @@ def test_without_patience_advice_is_left_aside() -> None:
     control = RateControl(ControlSpec(), 1, 200, given=np.ones(1))
     for _ in range(40):
         control.act(np.zeros(1), np.ones(1, bool))
-    assert not control.stopped.any() and control.action == 0.0
+    assert not control.patience.stopped.any() and control.action == 0.0
 
 
 def test_copies_go_on_stopping() -> None:
@@ -81,19 +81,19 @@ def test_copies_go_on_stopping() -> None:
     for decision in range(EARLIEST + 1):
         control.act(np.zeros(2), np.array([True, decision != EARLIEST - 1]))
     taken = copies(control, np.array([1, 0, 0]))
-    assert taken.stopped.tolist() == [False, True, True]
+    assert taken.patience.stopped.tolist() == [False, True, True]
     for other, rows in ((control, [1, 0]), (taken, [0, 1])):
         for _ in range(2):
             other.act(np.zeros(other.runs), np.ones(other.runs, bool))
-        assert other.stopped[rows].all()
+        assert other.patience.stopped[rows].all()
 
 
 def test_a_state_from_before_there_was_any_of_this_can_be_loaded() -> None:
     control = RateControl(SPEC, 2, 200, given=np.ones(2))
-    state = {name: value for name, value in control.state_dict().items() if name not in ("advised", "stopped")}
+    state = {name: value for name, value in control.state_dict().items() if name != "patience"}
     control.load_state_dict(state)
     control.act(np.zeros(2), np.ones(2, bool))
-    assert not control.stopped.any()
+    assert not control.patience.stopped.any()
 
 
 def test_a_loop_that_tells_of_epochs_comes_to_a_stop() -> None:
