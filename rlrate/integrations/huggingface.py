@@ -34,9 +34,10 @@ class LearnedLRMixin(_Base):
     """Makes a Trainer use LearnedLR, and tell it each update's loss.
 
     With ``optimizers=(optimizer, LearnedLR(optimizer, total_steps))`` that scheduler is used. Otherwise one is made
-    for Trainer's own optimizer and number of updates, with ``lr_scheduler_kwargs`` of the training arguments as
-    further arguments of :class:`rlrate.LearnedLR`. The learning rate, the scheduler's type and the warm-up of the
-    training arguments are not used. Evaluations during the training are told to it too.
+    for Trainer's own optimizer and number of updates (and of updates in an epoch, where epochs were asked for), with
+    ``lr_scheduler_kwargs`` of the training arguments as further arguments of :class:`rlrate.LearnedLR`. The learning
+    rate, the scheduler's type and the warm-up of the training arguments are not used. Evaluations during the training
+    are told to it too.
     """
 
     lr_scheduler: Any
@@ -60,12 +61,20 @@ class LearnedLRMixin(_Base):
         if self.is_deepspeed_enabled:
             raise ConfigError("LearnedLR cannot see DeepSpeed's gradients and updates; use DDP or FSDP instead")
         if self.lr_scheduler is None:
-            options = self.args.lr_scheduler_kwargs or {}
+            told = {"steps_per_epoch": self._steps_per_epoch(num_training_steps)}
+            options = {**told, **(self.args.lr_scheduler_kwargs or {})}
             self.lr_scheduler = LearnedLR(
                 self.optimizer if optimizer is None else optimizer, num_training_steps, **options
             )
             self._created_lr_scheduler = True  # Trainer makes a new one for each train()
         return self.lr_scheduler
+
+    def _steps_per_epoch(self, num_training_steps: int) -> int | None:
+        """Updates in which the data are gone through, None where the budget is not given in epochs."""
+        epochs: float = self.args.num_train_epochs
+        if self.args.max_steps > 0 or epochs <= 0:
+            return None
+        return max(1, round(num_training_steps / epochs))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """A forward and a backward pass, by Trainer; notes the loss.

@@ -36,8 +36,8 @@ def configure(module: LightningModule, optimizer: Optimizer, **options: Any) -> 
     Args:
         module: The module that is about to be trained; its trainer knows the number of updates.
         optimizer: Its optimizer.
-        options: Further arguments of :class:`rlrate.LearnedLR`; ``total_steps`` among them, if the trainer's own
-            count of updates is not to be used.
+        options: Further arguments of :class:`rlrate.LearnedLR`; ``total_steps`` and ``steps_per_epoch`` among them,
+            if the trainer's own counts of updates are not to be used.
 
     Returns:
         A dictionary that Lightning understands.
@@ -51,6 +51,7 @@ def configure(module: LightningModule, optimizer: Optimizer, **options: Any) -> 
         if math.isinf(steps):
             raise ConfigError("the number of updates is not known; give Trainer max_steps, or pass total_steps here")
         options["total_steps"] = int(steps)
+        options.setdefault("steps_per_epoch", _steps_per_epoch(module.trainer))
     if not any(isinstance(callback, LearnedLRCallback) for callback in module.trainer.callbacks):
         warnings.warn(
             "LearnedLR goes by the gradients alone; give Trainer a LearnedLRCallback to let it see the loss",
@@ -58,6 +59,15 @@ def configure(module: LightningModule, optimizer: Optimizer, **options: Any) -> 
             stacklevel=2,
         )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LearnedLR(optimizer, **options), "interval": "step"}}
+
+
+def _steps_per_epoch(trainer: Trainer) -> int | None:
+    """Updates in which the data are gone through, None where the trainer does not know or goes through a part only."""
+    batches: float = trainer.num_training_batches
+    share = trainer.limit_train_batches
+    if math.isinf(batches) or isinstance(share, int) or share != 1.0:
+        return None
+    return max(1, math.ceil(batches / int(trainer.accumulate_grad_batches)))
 
 
 class LearnedLRCallback(Callback):

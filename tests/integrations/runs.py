@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from rlrate import Controller, LearnedLR
-from rlrate.control import USUAL, Cadence, ControlSpec
+from rlrate.control import SIGNALS, USUAL, Cadence, ControlSpec
 from rlrate.controller import linear_layers
 
 BATCH = 8
@@ -24,6 +24,12 @@ def controller(signals: tuple[str, ...] = USUAL) -> Controller:
     hidden = torch.randn(16, width, generator=generator) / width**0.5, torch.zeros(16)
     last = torch.randn(1, 16, generator=generator) / 4, torch.full((1,), 0.3)
     return Controller(linear_layers([hidden, last]), spec)
+
+
+def told(scheduler: LearnedLR) -> int | None:
+    """Updates of an epoch as its controller, which must see :data:`SIGNALS`, was told, None where it was not."""
+    seen = dict(zip(SIGNALS, scheduler.report().observations[-1].tolist(), strict=True))
+    return round(10 ** (2 * seen["epoch_updates"])) if seen["epochs_known"] else None
 
 
 def network() -> nn.Sequential:

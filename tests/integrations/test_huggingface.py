@@ -213,3 +213,26 @@ def test_deepspeed_is_refused(options: dict[str, Any]) -> None:
     trainer.is_deepspeed_enabled = True
     with pytest.raises(ConfigError, match="cannot see DeepSpeed's gradients and updates; use DDP or FSDP"):
         trainer.create_scheduler(10)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, BATCHES),
+        ({"gradient_accumulation_steps": 4}, 6),
+        ({"num_train_epochs": 2.5}, BATCHES),
+        ({"max_steps": 60}, None),
+    ],
+)
+def test_an_epochs_updates_are_told(options: dict[str, Any], given: dict[str, Any], told: int | None) -> None:
+    runs.controller(tuple(SIGNALS)).save(options["lr_scheduler_kwargs"]["controller"])
+    record, _ = train({**options, **given})
+    assert runs.told(record.scheduler) == told
+
+
+@pytest.mark.parametrize("asked", [7, None])
+def test_another_epoch_can_be_told_or_none(options: dict[str, Any], asked: int | None) -> None:
+    runs.controller(tuple(SIGNALS)).save(options["lr_scheduler_kwargs"]["controller"])
+    kwargs = {**options["lr_scheduler_kwargs"], "steps_per_epoch": asked}
+    record, _ = train({**options, "lr_scheduler_kwargs": kwargs})
+    assert runs.told(record.scheduler) == asked

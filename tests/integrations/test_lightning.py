@@ -190,3 +190,24 @@ def test_a_budget_that_is_not_known(options: dict[str, Any]) -> None:
         fit(endless)
     record = fit({**options, "max_steps": 10, "max_epochs": -1}, module=Network(total_steps=None))
     assert record.scheduler.budget is None and record.scheduler.updates == 10
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, BATCHES),
+        ({"accumulate_grad_batches": 4}, 6),
+        ({"max_steps": 60}, BATCHES),
+        ({"limit_train_batches": 11}, None),  # which eleven of them may differ from epoch to epoch
+        ({"limit_train_batches": 0.5}, None),
+    ],
+)
+def test_an_epochs_updates_are_told(options: dict[str, Any], given: dict[str, Any], told: int | None) -> None:
+    record = fit({**options, **given}, module=Network(controller=runs.controller(tuple(SIGNALS))))
+    assert runs.told(record.scheduler) == told
+
+
+@pytest.mark.parametrize(("asked", "told"), [({"steps_per_epoch": 7}, 7), ({"steps_per_epoch": None}, None)])
+def test_another_epoch_can_be_told_or_none(options: dict[str, Any], asked: dict[str, Any], told: int | None) -> None:
+    record = fit(options, module=Network(**{"controller": runs.controller(tuple(SIGNALS)), **asked}))
+    assert runs.told(record.scheduler) == told
