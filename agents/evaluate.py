@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rlrate.controller import Controller
 from rlrate.envs import TrainingConfig, TrainingRuns
-from rlrate.envs.processes import process_context
+from rlrate.envs.processes import spread
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,7 @@ def evaluate(
             do not depend on it.
     """
     one = partial(_draw, controller, replace(config, spec=controller.spec), seed, runs)
-    if workers <= 1:
-        found = [one(index) for index in range(draws)]
-    else:
-        with ProcessPoolExecutor(workers, process_context(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            found = list(pool.map(one, range(draws)))
+    found = spread(one, range(draws), workers)
     return [outcome for group in found for outcome in group]
 
 

@@ -8,8 +8,7 @@ meets (DAgger; Ross, Gordon & Bagnell, 2011). Reinforcement learning goes on fro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +20,7 @@ from torch import nn
 from rlrate.control import ControlSpec
 from rlrate.controller import Controller, linear_layers
 from rlrate.envs import TrainingConfig, TrainingRuns
-from rlrate.envs.processes import process_context
+from rlrate.envs.processes import spread
 from rlrate.envs.training import Draw, sample_draw
 from rlrate.errors import ConfigError
 
@@ -105,7 +104,7 @@ def imitate(
             _Task(config, (seed, 7, index), number, settings.runs, controller, best[index])
             for index in range(settings.draws)
         ]
-        for index, (schedule, samples) in enumerate(_spread(tasks, workers)):
+        for index, (schedule, samples) in enumerate(spread(_demonstrate, tasks, workers)):
             best[index] = schedule
             parts.append(samples)
             if progress is not None:
@@ -123,14 +122,6 @@ class _Task:
     runs: int
     controller: Controller | None
     best: Schedule | None
-
-
-def _spread(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[Schedule, Samples]]:
-    if workers == 1:
-        yield from map(_demonstrate, tasks)
-        return
-    with ProcessPoolExecutor(workers, process_context(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(_demonstrate, tasks)
 
 
 def _demonstrate(task: _Task) -> tuple[Schedule, Samples]:

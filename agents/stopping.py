@@ -8,8 +8,7 @@ it may be: not the mean of what a stop gains is told, but what it gains in all b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -24,7 +23,7 @@ from torch import nn
 from rlrate.control import ControlSpec
 from rlrate.controller import TELLS, Controller, Layers, linear_layers
 from rlrate.envs import TrainingConfig, TrainingRuns
-from rlrate.envs.processes import process_context
+from rlrate.envs.processes import spread
 from rlrate.errors import ConfigError
 
 __all__ = ["Stopping", "keep_stop", "teach_stop"]
@@ -120,7 +119,7 @@ def teach_stop(
     )
     tasks = [_Task(controller, config, (seed, 11, index), settings.runs) for index in range(settings.draws)]
     seen, gains = [], []
-    for done, (observations, gain) in enumerate(_spread(tasks, workers)):
+    for done, (observations, gain) in enumerate(spread(_watch, tasks, workers)):
         seen.append(observations)
         gains.append(gain)
         if progress is not None:
@@ -163,14 +162,6 @@ class _Task:
     config: TrainingConfig
     seed: tuple[int, ...]
     runs: int
-
-
-def _spread(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[NDArray[np.float32], Array]]:
-    if workers == 1:
-        yield from map(_watch, tasks)
-        return
-    with ProcessPoolExecutor(workers, process_context(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(_watch, tasks)
 
 
 def _watch(task: _Task) -> tuple[NDArray[np.float32], Array]:

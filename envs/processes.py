@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 
-__all__ = ["process_context"]
+__all__ = ["process_context", "spread"]
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 #: What workers run, each of which brings torch, and what they read data with: seconds to import.
 PRELOADED = (
@@ -34,3 +41,15 @@ def process_context() -> SpawnContext | ForkServerContext:
     # Of no effect once the server runs. Only what this process uses too: the rest would be imported in vain.
     context.set_forkserver_preload([name for name in PRELOADED if name in sys.modules])
     return context
+
+
+def spread(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+    """What ``function`` makes of each task, in their order, over so many processes of one thread each.
+
+    One worker is this process.
+    """
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    with ProcessPoolExecutor(workers, process_context(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(function, tasks)
