@@ -24,6 +24,7 @@ from rlrate.control import ControlSpec
 from rlrate.controller import TELLS, Controller, Layers, linear_layers
 from rlrate.envs import TrainingConfig, TrainingRuns
 from rlrate.envs.processes import spread
+from rlrate.envs.training import INTERMEDIATE_EXAMPLES
 from rlrate.errors import ConfigError
 
 __all__ = ["Stopping", "keep_stop", "teach_stop"]
@@ -32,8 +33,9 @@ Array = NDArray[np.float64]
 #: Called with (draws done, draws in all).
 Progress = Callable[[int, int], None]
 
-#: Signals that are added to those of the policy.
+#: Signals that are added to those of the policy, and those of them of a validation loss.
 EPOCHS = (TELLS, "epoch_updates", "epochs_planned", "epochs_done")
+VALIDATION = ("validation_known", "validation_gap", "validation_excess")
 
 #: Nats that a stop counts for at most, lost and gained; and the share of the first loss below which nothing counts.
 LOST, GAINED, FLOOR = 3.0, 1.0, 3e-3
@@ -59,6 +61,9 @@ class Stopping:
         quantile: Share of the cases in which a stop may gain less than is told, in (0, 1).
         margin: Nats that a stop must gain, as told, to be advised.
         patience: Decisions in a row at which it must be advised; see :attr:`rlrate.control.Action.patience`.
+        validation: Whether it also learns what a validation loss tells beside epochs; one that is shown at every
+            decision, every second or every fourth. By that loss alone it stops too early at times, so that its advice
+            is heeded where epochs are told, as ever (experiments/LOG.md, entry 94).
         workload: What is drawn; see :class:`rlrate.envs.TrainingConfig`. Empty for what the policy was trained on.
     """
 
@@ -67,6 +72,7 @@ class Stopping:
     quantile: float = 0.3
     margin: float = 0.05
     patience: int = 3
+    validation: bool = False
     workload: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,6 +80,8 @@ class Stopping:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ConfigError(f"stopping.{name} must be a positive integer, got {value!r}")
+        if type(self.validation) is not bool:
+            raise ConfigError(f"stopping.validation must be true or false, got {self.validation!r}")
         if not 0.0 < self.quantile < 1.0:
             raise ConfigError(f"stopping.quantile must lie in (0, 1), got {self.quantile!r}")
         if not 0.0 <= self.margin < GAINED:
@@ -106,7 +114,7 @@ def teach_stop(
         ConfigError: when no run can teach it, since no held-out loss stays positive and finite.
     """
     controller = without_stop(controller)
-    spec = _extended(controller.spec, settings.patience)
+    spec = _extended(controller.spec, settings)
     config = replace(
         config,
         workload=dict(settings.workload) or config.workload,
@@ -114,7 +122,7 @@ def teach_stop(
         spec=spec,
         reward="heldout",
         withhold_epochs=0.0,
-        validation=0.0,
+        validation=float(settings.validation),
         siblings=1,
     )
     tasks = [_Task(controller, config, (seed, 11, index), settings.runs) for index in range(settings.draws)]
@@ -151,9 +159,10 @@ def keep_stop(controller: Controller, source: Controller) -> Controller:
     return replace(controller, spec=source.spec, stop=source.stop)
 
 
-def _extended(spec: ControlSpec, patience: int) -> ControlSpec:
-    further = tuple(name for name in EPOCHS if name not in spec.signals)
-    return replace(spec, signals=spec.signals + further, action=replace(spec.action, patience=patience))
+def _extended(spec: ControlSpec, settings: Stopping) -> ControlSpec:
+    told = EPOCHS + VALIDATION if settings.validation else EPOCHS
+    further = tuple(name for name in told if name not in spec.signals)
+    return replace(spec, signals=spec.signals + further, action=replace(spec.action, patience=settings.patience))
 
 
 @dataclass(frozen=True)
@@ -174,40 +183,64 @@ def _watch(task: _Task) -> tuple[NDArray[np.float32], Array]:
     while not runs.done:
         observation, _ = runs.step(task.controller.act(seen[-1]))
         seen.append(observation)
-        losses.append(runs.heldout_loss)
-    last = runs.last_sample
+        losses.append(_sample(runs))
     heldout, observations = np.stack(losses), np.stack(seen)
-    usable = ~runs.diverged & (np.isfinite(heldout) & (heldout > 0.0)).all(axis=0) & (last > 0.0)
+    usable = ~runs.diverged & (np.isfinite(heldout) & (heldout > 0.0)).all(axis=0)
     if runs.draw.workload.signed:
         usable[:] = False
     # Neither the first decision, nor the end: nothing is decided there.
-    heldout, observations, last = heldout[1:-1, usable], observations[1:-1, usable], last[usable]
-    least = FLOOR * losses[0][usable]
+    first, heldout, last = heldout[0, usable], heldout[1:-1, usable], heldout[-1, usable]
+    observations, least = observations[1:-1, usable], FLOOR * first
     gain = np.log(np.maximum(last, least)) - np.log(np.maximum(heldout, least))
     return observations.reshape(-1, observations.shape[2]), np.clip(gain, -LOST, GAINED).reshape(-1)
 
 
+def _sample(runs: TrainingRuns) -> Array:
+    """Held-out losses on the same examples at each decision, none of which is shown as validation loss, shape (N,)."""
+    if runs.validated.any():
+        return np.asarray(runs.population.heldout(INTERMEDIATE_EXAMPLES)[0].double().numpy(), np.float64)
+    return runs.last_sample if runs.done else runs.heldout_loss
+
+
 def _fit(seen: Array, gain: Array, settings: Stopping, spec: ControlSpec, activation: str, seed: int) -> Layers:
     """The network, its inputs as they are observed, its output the gain that is told less the margin."""
-    used = [index for index, name in enumerate(spec.signals) if name != TELLS]
-    rows = seen[:, used]
-    trees = HistGradientBoostingRegressor(loss="quantile", quantile=settings.quantile, random_state=0, **TREES)
-    with threadpool_limits(1):  # threads that wait for each other on a busy machine take many times as long
-        trees.fit(rows, gain)
     rng = np.random.default_rng([seed, 12])
-    spread = FAR * rows.std(axis=0)
-    situations = np.concatenate([rows, *(rows + spread * rng.standard_normal(rows.shape) for _ in range(AROUND))])
-    with threadpool_limits(1):
-        told = trees.predict(situations)
-    mean, deviation = rows.mean(axis=0), rows.std(axis=0) + 1e-6
-    linear = _imitate((situations - mean) / deviation, told, activation, seed)
+    views = _as_told(seen, settings, spec)
+    taught = [_tell(rows, gain, settings, rng) for rows in views]
+    situations, told = (np.concatenate(part) for part in zip(*taught, strict=True))
+    rows = np.concatenate(views)
+    used = np.ptp(rows, axis=0) > 0.0  # what is the same everywhere tells nothing
+    mean, deviation = rows[:, used].mean(axis=0), rows[:, used].std(axis=0) + 1e-6
+    linear = _imitate((situations[:, used] - mean) / deviation, told, activation, seed)
     with torch.no_grad():
         weight = torch.zeros(NET[0], len(spec.signals), dtype=torch.float64)
-        weight[:, used] = linear[0].weight.double() / torch.from_numpy(deviation)
-        first = weight, linear[0].bias.double() - weight[:, used] @ torch.from_numpy(mean)
+        weight[:, torch.from_numpy(used)] = linear[0].weight.double() / torch.from_numpy(deviation)
+        first = weight, linear[0].bias.double() - weight[:, torch.from_numpy(used)] @ torch.from_numpy(mean)
         last = linear[-1].weight, linear[-1].bias - settings.margin
     between = [(layer.weight, layer.bias) for layer in linear[1:-1]]
     return linear_layers([first, *between, last])
+
+
+def _as_told(seen: Array, settings: Stopping, spec: ControlSpec) -> list[Array]:
+    """The observations, and before them the same as of runs that are shown no validation loss."""
+    if not settings.validation:
+        return [seen]
+    without = seen.copy()
+    without[:, [spec.signals.index(name) for name in VALIDATION]] = 0.0
+    return [without, seen]
+
+
+def _tell(rows: Array, gain: Array, settings: Stopping, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Situations like those that were seen, and what boosted trees tell of each: the quantile of what a stop gains."""
+    trees = HistGradientBoostingRegressor(loss="quantile", quantile=settings.quantile, random_state=0, **TREES)
+    varied = np.ptp(rows, axis=0) > 0.0
+    spread = FAR * rows[:, varied].std(axis=0)
+    situations = np.concatenate([rows] * (1 + AROUND))
+    for around in np.split(situations, 1 + AROUND)[1:]:
+        around[:, varied] += spread * rng.standard_normal((len(rows), varied.sum()))
+    with threadpool_limits(1):  # threads that wait for each other on a busy machine take many times as long
+        trees.fit(rows[:, varied], gain)
+        return situations, trees.predict(situations[:, varied])
 
 
 def _imitate(situations: Array, told: Array, activation: str, seed: int) -> list[nn.Linear]:

@@ -19,7 +19,8 @@ relative to that in another with another controller, over the problems and seeds
 seeds, and by problem. ``--on SUITE [--seeds 2,16] ONE [MORE ...] OTHER`` prints the same of controllers that it runs on
 the problems of a suite, each relative to the last, without anything else that the suite compares; and a second
 interval, over what other workloads of such kinds might have shown. Where workloads come under several optimizers, the
-ratio for each of these too.
+ratio for each of these too. With ``--validation 64`` the loss on so many held-out examples is shown at every decision,
+and the others judge; with ``--untold`` nobody says how many updates make an epoch.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from rlrate.envs.split import load_part
 from rlrate.envs.training import sample_draw
 from rlrate.errors import ConfigError
 from rlrate.experiments.compare import peak_grid
-from rlrate.experiments.runs import run_learned, run_schedules
+from rlrate.experiments.runs import run_controlled, run_schedules
 from rlrate.experiments.statistics import Interval, clustered_interval, paired_difference
 from rlrate.experiments.store import Results, load
 from rlrate.experiments.suite import Problem, Suite, load_suite, make_draw
@@ -198,10 +199,28 @@ def between(one: Results, other: Results, method: str) -> tuple[Interval, dict[s
     return _paired(logs, shared)
 
 
-def on_suite(controller: Controller, suite: Suite, seeds: Sequence[int]) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class Told:
+    """What controllers are told beside what they see.
+
+    Attributes:
+        epochs: How many updates make an epoch.
+        validation: The loss on so many held-out examples, at most half of them, at every decision; the others judge.
+    """
+
+    epochs: bool = True
+    validation: int = 0
+
+
+def on_suite(controller: Controller, suite: Suite, seeds: Sequence[int], told: Told = Told()) -> NDArray[np.float64]:
     """Log of the final held-out loss of a controller on the problems of a suite, shape (problems, seeds)."""
-    traces = [run_learned(make_draw(problem), seeds, controller) for problem in suite.problems]
-    return np.array([_log(trace.heldout_loss) for trace in traces])
+    logs = []
+    for problem in suite.problems:
+        draw = make_draw(replace(problem, validation=told.validation or problem.validation))
+        spec, answer = controller.spec, controller.answer
+        trace = run_controlled(draw, seeds, spec, answer, validated=told.validation > 0, told=told.epochs)
+        logs.append(_log(trace.heldout_loss))
+    return np.array(logs)
 
 
 def side_by_side(
@@ -244,6 +263,8 @@ def main(arguments: Sequence[str], cache: Path = Path("runs/regret.json")) -> No
     parser.add_argument("--between", nargs=2, metavar=("DIR", "OTHER"), help="two controllers by their comparisons")
     parser.add_argument("--on", metavar="SUITE", help="two controllers on the problems of this suite")
     parser.add_argument("--seeds", help="first and last seed with --on; default: those that the suite reports")
+    parser.add_argument("--untold", action="store_true", help="with --on: of how many updates make an epoch")
+    parser.add_argument("--validation", type=int, default=0, metavar="N", help="with --on: show the loss on N examples")
     parser.add_argument("--workload", help="two controllers on fresh draws of it")
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--steps", default="200,1000", help="least and most updates of a draw")
@@ -264,7 +285,9 @@ def main(arguments: Sequence[str], cache: Path = Path("runs/regret.json")) -> No
             seeds = list(range(first, last + 1))
         if len(names) < 2 or not seeds:
             parser.error("--on compares controllers with the last one named, on --seeds FIRST,LAST")
-        _print_on(names, suite, seeds)
+        if given.validation < 0:
+            parser.error(f"--validation is a number of examples, got {given.validation}")
+        _print_on(names, suite, seeds, Told(not given.untold, given.validation))
     elif given.against:
         results = load(given.against)
         for name in names:
@@ -286,12 +309,12 @@ def _two(text: str) -> tuple[int, int] | None:
     return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(part.isdigit() for part in parts) else None
 
 
-def _print_on(names: Sequence[str], suite: Suite, seeds: Sequence[int]) -> None:
+def _print_on(names: Sequence[str], suite: Suite, seeds: Sequence[int], told: Told) -> None:
     controllers = [controller_of(name) for name in names]
-    other = on_suite(controllers[-1], suite, seeds)
+    other = on_suite(controllers[-1], suite, seeds, told)
     workloads = [problem.workload for problem in suite.problems]
     for name, controller in zip(names[:-1], controllers, strict=False):
-        logs = np.array([on_suite(controller, suite, seeds), other])
+        logs = np.array([on_suite(controller, suite, seeds, told), other])
         _print_between(f"{name} / {names[-1]}", *_paired(logs, [problem.name for problem in suite.problems]))
         if len(set(workloads)) > 1:
             wide = over_workloads(logs[0] - logs[1], workloads)

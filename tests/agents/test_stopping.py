@@ -63,11 +63,14 @@ def taught() -> Controller:
     return teach_stop(POLICY, SETTINGS, CONFIG, seed=1)
 
 
-def losses(controller: Controller, workload: Workload, *, told: bool = True) -> tuple[TrainingRuns, np.ndarray]:
+def losses(
+    controller: Controller, workload: Workload, *, told: bool = True, validated: int = 0
+) -> tuple[TrainingRuns, np.ndarray]:
     """Four runs to their end."""
-    draw = Draw(workload, make_optimizer("adam"), 200)
+    draw = Draw(workload.with_validation(64), make_optimizer("adam"), 200)
     config = TrainingConfig(spec=controller.spec)
-    runs = TrainingRuns(config, draw, range(50, 54), untold=np.full(4, not told))
+    untold, every = np.full(4, not told), np.full(4, validated)
+    runs = TrainingRuns(config, draw, range(50, 54), untold=untold, validated=every)
     seen = runs.begin()
     while not runs.done:
         seen, _ = runs.step(*controller.answer(seen))
@@ -89,6 +92,31 @@ def test_untold_it_is_the_policy_alone(taught: Controller) -> None:
     runs, untold = losses(taught, workload, told=False)
     assert not runs.control.patience.stopped.any()
     np.testing.assert_array_equal(untold, losses(POLICY, workload)[1])
+
+
+@pytest.fixture(scope="module")
+def validated() -> Controller:
+    """Taught on both kinds, with a validation loss and without."""
+    return teach_stop(POLICY, replace(SETTINGS, validation=True), CONFIG, seed=1)
+
+
+@pytest.mark.parametrize("every", [0, 1, 4])
+def test_one_that_learned_of_a_validation_loss_stops_with_it_and_without(validated: Controller, every: int) -> None:
+    rng = np.random.default_rng(0)
+    runs, stopped = losses(validated, by_heart(rng), validated=every)
+    assert runs.control.patience.stopped.all() and (stopped < losses(POLICY, by_heart(rng))[1]).all()
+    assert not losses(validated, by_heart(rng), told=False, validated=every)[0].control.patience.stopped.any()
+    assert not losses(validated, learnable(rng), validated=every)[0].control.patience.stopped.any()
+
+
+def test_what_it_says_of_a_validation_loss_it_learned_of_one(validated: Controller, taught: Controller) -> None:
+    names = validated.spec.signals
+    assert names == (*taught.spec.signals, "validation_known", "validation_gap", "validation_excess")
+    # Of a policy that looks at validation losses, too, nothing is learned where none is shown.
+    spec = replace(SPEC, signals=(*SPEC.signals, "validation_known", "validation_excess"))
+    aware = teach_stop(Controller.constant(0.0, spec), SETTINGS, CONFIG, seed=1)
+    looks = [dict(zip(c.spec.signals, c.stop[0][0].abs().sum(dim=0), strict=True)) for c in (validated, aware)]
+    assert looks[0]["validation_excess"] > 0 == looks[1]["validation_excess"] == looks[1]["validation_known"]
 
 
 def test_the_policy_stays_and_what_is_taught_can_be_saved(taught: Controller, tmp_path: Path) -> None:
@@ -132,6 +160,7 @@ def test_losses_that_may_be_negative_teach_nothing() -> None:
         ({"patience": True}, "stopping.patience must be a positive integer"),
         ({"quantile": 1.0}, r"stopping.quantile must lie in \(0, 1\)"),
         ({"margin": -0.1}, r"stopping.margin must lie in \[0, 1\)"),
+        ({"validation": 1}, "stopping.validation must be true or false, got 1"),
         ({"draw": 3}, "stopping: .*draw"),
     ],
 )

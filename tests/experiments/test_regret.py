@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rlrate import Controller
+from rlrate.control import SIGNALS, Action, ControlSpec
 from rlrate.envs import TrainingConfig
 from rlrate.errors import ConfigError
 from rlrate.experiments import regret as module
@@ -166,3 +169,27 @@ def test_references_are_kept_for_each_family(
     with pytest.raises(SystemExit):
         main(["0.5", "--family", "digits-mlp"], cache)
     assert "ordinary" in capsys.readouterr().err
+
+
+def test_controllers_are_told_of_epochs_and_shown_a_validation_loss_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tiny.toml"
+    problem = '[[problem]]\nworkload = "wine-mlp"\noptimizer = "adam"\nsteps = 100\n'
+    file.write_text(f'title = "Tiny"\nschedules = ["constant"]\nseeds = 2\n{problem}')
+    spec = ControlSpec(tuple(SIGNALS), action=Action(patience=1))
+    plain = Controller.constant(0.2, spec)
+    # Advises to stop whatever it sees, the validation loss among it.
+    advising = replace(plain, stop=((torch.full((1, len(SIGNALS)), 1e-6), torch.ones(1)),))
+    files = (advising, "stops.safetensors"), (plain, "goes-on.safetensors")
+    names = [str(one.save(tmp_path / name)) for one, name in files]
+
+    def ratio(*told: str) -> float:
+        main(["--on", str(file), "--seeds", "2,3", *told, *names])
+        return float(capsys.readouterr().out.split(": ")[1].split()[0])
+
+    assert ratio() != 1.0 and ratio("--untold", "--validation", "16") != 1.0
+    assert ratio("--untold") == 1.0
+    with pytest.raises(SystemExit):
+        ratio("--validation", "-1")
+    assert "a number of examples, got -1" in capsys.readouterr().err
