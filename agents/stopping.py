@@ -64,6 +64,7 @@ class Stopping:
         validation: Whether it also learns what a validation loss tells beside epochs; one that is shown at every
             decision, every second or every fourth. By that loss alone it stops too early at times, so that its advice
             is heeded where epochs are told, as ever (experiments/LOG.md, entry 94).
+        validated_margin: The margin where a validation loss is shown.
         workload: What is drawn; see :class:`rlrate.envs.TrainingConfig`. Empty for what the policy was trained on.
     """
 
@@ -73,6 +74,7 @@ class Stopping:
     margin: float = 0.05
     patience: int = 3
     validation: bool = False
+    validated_margin: float = 0.1
     workload: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,8 +86,9 @@ class Stopping:
             raise ConfigError(f"stopping.validation must be true or false, got {self.validation!r}")
         if not 0.0 < self.quantile < 1.0:
             raise ConfigError(f"stopping.quantile must lie in (0, 1), got {self.quantile!r}")
-        if not 0.0 <= self.margin < GAINED:
-            raise ConfigError(f"stopping.margin must lie in [0, {GAINED:g}), got {self.margin!r}")
+        for name in ("margin", "validated_margin"):
+            if not 0.0 <= getattr(self, name) < GAINED:
+                raise ConfigError(f"stopping.{name} must lie in [0, {GAINED:g}), got {getattr(self, name)!r}")
 
 
 def teach_stop(
@@ -207,6 +210,8 @@ def _fit(seen: Array, gain: Array, settings: Stopping, spec: ControlSpec, activa
     rng = np.random.default_rng([seed, 12])
     views = _as_told(seen, settings, spec)
     taught = [_tell(rows, gain, settings, rng) for rows in views]
+    if settings.validation:  # the margin that all have in common comes last
+        taught[-1][1][:] -= settings.validated_margin - settings.margin
     situations, told = (np.concatenate(part) for part in zip(*taught, strict=True))
     rows = np.concatenate(views)
     used = np.ptp(rows, axis=0) > 0.0  # what is the same everywhere tells nothing

@@ -148,6 +148,14 @@ def test_the_margin_is_what_a_stop_must_gain(taught: Controller) -> None:
     assert (often | ~seldom).all() and often.sum() > seldom.sum()
 
 
+def test_where_a_validation_loss_is_shown_the_margin_may_be_another(validated: Controller) -> None:
+    settings = replace(SETTINGS, validation=True, validated_margin=0.9)
+    wary = teach_stop(POLICY, settings, CONFIG, seed=1)
+    workload = by_heart(np.random.default_rng(0))
+    assert not losses(wary, workload, validated=1)[0].control.patience.stopped.any()
+    assert losses(wary, workload)[0].control.patience.stopped.all()
+
+
 def test_losses_that_may_be_negative_teach_nothing() -> None:
     with pytest.raises(ConfigError, match=r"decisions of 2 draws .*leave stopping out"):
         teach_stop(POLICY, Stopping(draws=2), replace(CONFIG, workload="bandit"), seed=1)
@@ -160,6 +168,7 @@ def test_losses_that_may_be_negative_teach_nothing() -> None:
         ({"patience": True}, "stopping.patience must be a positive integer"),
         ({"quantile": 1.0}, r"stopping.quantile must lie in \(0, 1\)"),
         ({"margin": -0.1}, r"stopping.margin must lie in \[0, 1\)"),
+        ({"validated_margin": 1.0}, r"stopping.validated_margin must lie in \[0, 1\)"),
         ({"validation": 1}, "stopping.validation must be true or false, got 1"),
         ({"draw": 3}, "stopping: .*draw"),
     ],
