@@ -61,9 +61,10 @@ def run_suite(
     if backend not in BACKENDS:
         raise ConfigError(unknown_name("backend", backend, BACKENDS))
     plan = Plan(suite, controller)
+    finished = {} if reuse is None else _finished(load(reuse))
     store = Store(out, plan.to_dict(command, name))
     meter = _Meter(plan, progress)
-    queue = _Queue(plan, store, meter, {} if reuse is None else _finished(load(reuse)))
+    queue = _Queue(plan, store, meter, finished)
     if queue:
         crew = make_backend(backend, controller, meter.made, min(workers, plan.cells))
         try:

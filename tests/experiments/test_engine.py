@@ -159,6 +159,9 @@ def test_a_cell_that_fails_ends_the_comparison_and_keeps_the_rest(tmp_path: Path
         run_suite(suite, tmp_path / "b", controller=CONTROLLER, workers=0)
     with pytest.raises(RlrateError, match="unknown backend 'rey'"):
         run_suite(suite, tmp_path / "b", controller=CONTROLLER, backend="rey")
+    with pytest.raises(RlrateError, match="there is no comparison in"):
+        run_suite(suite, tmp_path / "b", controller=CONTROLLER, reuse=tmp_path / "none")
+    assert not (tmp_path / "b").exists()
 
 
 def test_runs_of_an_earlier_comparison_count_where_nothing_has_changed(tmp_path: Path) -> None:

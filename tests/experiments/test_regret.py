@@ -179,8 +179,9 @@ def test_controllers_are_told_of_epochs_and_shown_a_validation_loss_where_that_i
     file.write_text(f'title = "Tiny"\nschedules = ["constant"]\nseeds = 2\n{problem}')
     spec = ControlSpec(tuple(SIGNALS), action=Action(patience=1))
     plain = Controller.constant(0.2, spec)
-    # Advises to stop whatever it sees, the validation loss among it.
-    advising = replace(plain, stop=((torch.full((1, len(SIGNALS)), 1e-6), torch.ones(1)),))
+    # Advises to stop where a validation loss is shown; which is heeded where epochs are told.
+    shown = torch.tensor([[float(name == "validation_known") for name in SIGNALS]])
+    advising = replace(plain, stop=((shown, torch.tensor([-0.5])),))
     files = (advising, "stops.safetensors"), (plain, "goes-on.safetensors")
     names = [str(one.save(tmp_path / name)) for one, name in files]
 
@@ -188,8 +189,8 @@ def test_controllers_are_told_of_epochs_and_shown_a_validation_loss_where_that_i
         main(["--on", str(file), "--seeds", "2,3", *told, *names])
         return float(capsys.readouterr().out.split(": ")[1].split()[0])
 
-    assert ratio() != 1.0 and ratio("--untold", "--validation", "16") != 1.0
-    assert ratio("--untold") == 1.0
+    assert ratio() == ratio("--untold", "--validation", "16") == 1.0
+    assert ratio("--validation", "16") != 1.0
     with pytest.raises(SystemExit):
         ratio("--validation", "-1")
     assert "a number of examples, got -1" in capsys.readouterr().err
