@@ -196,21 +196,9 @@ class Recipe:
 
     def _check_stopping(self) -> None:
         try:
-            settings = Stopping(**self.stopping)
+            Stopping(**self.stopping)
         except TypeError as error:
             raise ConfigError(f"stopping: {error}") from None
-        if not settings.rollouts:
-            return
-        if not self.refinement:
-            raise ConfigError(
-                "stopping.rollouts learns from those of a refinement, where the policy stays as it is; "
-                "add a refinement, or leave it out"
-            )
-        if self.environment.get("reward", "heldout") == "train" or self.environment.get("validation", 0.0):
-            raise ConfigError(
-                'stopping.rollouts needs held-out losses that are not shown: leave out environment.reward = "train" '
-                "and environment.validation, or stopping.rollouts"
-            )
 
     @classmethod
     def load(cls, source: str | Path) -> Recipe:

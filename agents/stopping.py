@@ -56,7 +56,7 @@ class Stopping:
     """How a controller learns when to stop.
 
     Attributes:
-        draws: Workloads drawn, each with an optimizer and a budget; with ``rollouts`` there may be none.
+        draws: Workloads drawn, each with an optimizer and a budget.
         runs: Networks of each, under the policy that was trained.
         quantile: Share of the cases in which a stop may gain less than is told, in (0, 1).
         margin: Nats that a stop must gain, as told, to be advised.
@@ -65,7 +65,6 @@ class Stopping:
             decision, every second or every fourth. By that loss alone it stops too early at times, so that its advice
             is heeded where epochs are told, as ever (experiments/LOG.md, entry 94).
         validated_margin: The margin where a validation loss is shown.
-        rollouts: Whether the rollouts of the refinement teach it too, which run anyway.
         workload: What is drawn; see :class:`rlrate.envs.TrainingConfig`. Empty for what the policy was trained on.
     """
 
@@ -76,21 +75,15 @@ class Stopping:
     patience: int = 3
     validation: bool = False
     validated_margin: float = 0.1
-    rollouts: bool = False
     workload: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("validation", "rollouts"):
-            value = getattr(self, name)
-            if type(value) is not bool:
-                raise ConfigError(f"stopping.{name} must be true or false, got {value!r}")
-        if self.validation and self.rollouts:
-            raise ConfigError("stopping: rollouts show no validation loss; leave out stopping.validation or .rollouts")
         for name in ("draws", "runs", "patience"):
             value = getattr(self, name)
-            least = 0 if name == "draws" and self.rollouts else 1
-            if type(value) is not int or value < least:
-                raise ConfigError(f"stopping.{name} must be an integer, at least {least}, got {value!r}")
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"stopping.{name} must be a positive integer, got {value!r}")
+        if type(self.validation) is not bool:
+            raise ConfigError(f"stopping.validation must be true or false, got {self.validation!r}")
         if not 0.0 < self.quantile < 1.0:
             raise ConfigError(f"stopping.quantile must lie in (0, 1), got {self.quantile!r}")
         for name in ("margin", "validated_margin"):
@@ -105,7 +98,6 @@ def teach_stop(
     *,
     seed: int,
     workers: int = 1,
-    shown: tuple[NDArray[np.float32], Array] | None = None,
     progress: Progress | None = None,
 ) -> Controller:
     """The same policy, which also knows when to stop.
@@ -119,7 +111,6 @@ def teach_stop(
         config: Where runs are drawn from; its specification is replaced.
         seed: Determines everything.
         workers: Processes; the result does not depend on their number.
-        shown: What rollouts showed before; see :func:`rlrate.agents.watching.watched`.
         progress: Called after each draw.
 
     Raises:
@@ -138,7 +129,7 @@ def teach_stop(
         siblings=1,
     )
     tasks = [_Task(controller, config, (seed, 11, index), settings.runs) for index in range(settings.draws)]
-    seen, gains = ([], []) if shown is None else ([shown[0]], [shown[1]])
+    seen, gains = [], []
     for done, (observations, gain) in enumerate(spread(_watch, tasks, workers)):
         seen.append(observations)
         gains.append(gain)
@@ -147,10 +138,10 @@ def teach_stop(
     observations, gain = np.concatenate(seen), np.concatenate(gains)
     least = 2 * TREES["min_samples_leaf"]
     if len(gain) < least:
-        source = f"{settings.draws} draws" + ("" if shown is None else " and of rollouts")
         raise ConfigError(
-            f"stopping: {len(gain)} decisions of {source} can teach when to stop, of which {least} are needed (losses "
-            "that may be negative teach nothing of it); raise stopping.draws, or leave stopping out"
+            f"stopping: {len(gain)} decisions of {settings.draws} draws can teach when to stop, of which "
+            f"{least} are needed (losses that may be negative teach nothing of it); raise "
+            "stopping.draws, or leave stopping out"
         )
     layers = _fit(observations.astype(np.float64), gain, settings, spec, controller.activation, seed)
     return replace(controller, spec=spec, stop=layers)
@@ -171,29 +162,10 @@ def keep_stop(controller: Controller, source: Controller) -> Controller:
     return replace(controller, spec=source.spec, stop=source.stop)
 
 
-def told(spec: ControlSpec, *, validation: bool = False) -> tuple[str, ...]:
-    """What is seen beyond the policy's signals."""
-    names = EPOCHS + VALIDATION if validation else EPOCHS
-    return tuple(name for name in names if name not in spec.signals)
-
-
-def gained(heldout: Array) -> Array:
-    """By how much held-out losses were lower than the last ones, in nats.
-
-    Args:
-        heldout: At each decision and at the end, shape (decisions + 1, N).
-
-    Returns:
-        Shape (decisions, N); of no meaning where a loss is not positive.
-    """
-    with np.errstate(all="ignore"):
-        floored = np.log(np.maximum(heldout, FLOOR * heldout[0]))
-        return np.asarray(np.clip(floored[-1] - floored[:-1], -LOST, GAINED))
-
-
 def _extended(spec: ControlSpec, settings: Stopping) -> ControlSpec:
-    signals = spec.signals + told(spec, validation=settings.validation)
-    return replace(spec, signals=signals, action=replace(spec.action, patience=settings.patience))
+    told = EPOCHS + VALIDATION if settings.validation else EPOCHS
+    further = tuple(name for name in told if name not in spec.signals)
+    return replace(spec, signals=spec.signals + further, action=replace(spec.action, patience=settings.patience))
 
 
 @dataclass(frozen=True)
@@ -216,23 +188,21 @@ def _watch(task: _Task) -> tuple[NDArray[np.float32], Array]:
         seen.append(observation)
         losses.append(_sample(runs))
     heldout, observations = np.stack(losses), np.stack(seen)
-    usable = usable_runs(heldout, runs.diverged, runs.draw.workload.signed)
+    usable = ~runs.diverged & (np.isfinite(heldout) & (heldout > 0.0)).all(axis=0)
+    if runs.draw.workload.signed:
+        usable[:] = False
     # Neither the first decision, nor the end: nothing is decided there.
-    observations = observations[1:-1, usable]
-    return observations.reshape(-1, observations.shape[2]), gained(heldout[:, usable])[1:].reshape(-1)
-
-
-def usable_runs(heldout: Array, diverged: NDArray[np.bool_], signed: bool | NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which runs' losses have a logarithm, shape (N,)."""
-    usable: NDArray[np.bool_] = ~diverged & (np.isfinite(heldout) & (heldout > 0.0)).all(axis=0) & ~np.asarray(signed)
-    return usable
+    first, heldout, last = heldout[0, usable], heldout[1:-1, usable], heldout[-1, usable]
+    observations, least = observations[1:-1, usable], FLOOR * first
+    gain = np.log(np.maximum(last, least)) - np.log(np.maximum(heldout, least))
+    return observations.reshape(-1, observations.shape[2]), np.clip(gain, -LOST, GAINED).reshape(-1)
 
 
 def _sample(runs: TrainingRuns) -> Array:
     """Held-out losses on the same examples at each decision, none of which is shown as validation loss, shape (N,)."""
     if runs.validated.any():
         return np.asarray(runs.population.heldout(INTERMEDIATE_EXAMPLES)[0].double().numpy(), np.float64)
-    return runs.looked_loss
+    return runs.last_sample if runs.done else runs.heldout_loss
 
 
 def _fit(seen: Array, gain: Array, settings: Stopping, spec: ControlSpec, activation: str, seed: int) -> Layers:

@@ -20,20 +20,15 @@ from rlrate.agents.metrics import RolloutMetrics, write_csv
 from rlrate.agents.model import make_model
 from rlrate.agents.recipe import ON_POLICY, Recipe
 from rlrate.agents.record import config, provenance, recorded_recipe
-from rlrate.agents.refinement import RefiningPPO
 from rlrate.agents.rollout import HeldNoisePolicy
 from rlrate.agents.stopping import Stopping, teach_stop
 from rlrate.agents.vecenv import PopulationVecEnv
-from rlrate.agents.watching import Watch, watched
 from rlrate.controller import Controller
 from rlrate.envs.env import to_unit
 from rlrate.errors import ConfigError
 from rlrate.storage import write_atomically
 
 Progress = Callable[[int, int, dict[str, float]], None]
-
-#: Folder, within that of a training, of what its rollouts showed of when to stop.
-WATCHED = "watched"
 
 
 def train(
@@ -238,14 +233,7 @@ def _teach_stop(recipe: Recipe, out: Path, controller: Controller, workers: int,
     report = _tenths(progress, recipe.iterations, recipe.iterations, "stopping")
     config = recipe.make_env().config
     settings = Stopping(**recipe.stopping)
-    shown = watched(out / WATCHED, range(*_still(recipe))) if settings.rollouts else None
-    taught = teach_stop(controller, settings, config, seed=recipe.seed, workers=workers, shown=shown, progress=report)
-    taught.save(out / STOPPING)
-
-
-def _still(recipe: Recipe) -> tuple[int, int]:
-    """The rollouts before the last refinement, in which the policy stays as it is: the first, and one past the last."""
-    return recipe.iterations - int(recipe.refinement["every"]), recipe.iterations
+    teach_stop(controller, settings, config, seed=recipe.seed, workers=workers, progress=report).save(out / STOPPING)
 
 
 def _refuse_off_policy(recipe: Recipe) -> None:
@@ -277,12 +265,9 @@ class _Recorder(BaseCallback):
         self.rows: list[dict[str, Any]] = []
         self._metrics = RolloutMetrics()
         self._families: list[str] = []
-        self._watch = Watch(out / WATCHED, recipe.spec) if recipe.stopping.get("rollouts") else None
 
     def _on_rollout_start(self) -> None:
         self._note_families()
-        if self._watch is not None:
-            self._watch.begin(self._env.env.states)
         if isinstance(self.model.policy, HeldNoisePolicy):
             done = self.num_timesteps / (self.recipe.iterations * self.recipe.runs * self.recipe.episode_length)
             self.model.policy.begin_rollout(1.0 - done)
@@ -290,15 +275,7 @@ class _Recorder(BaseCallback):
         if self.recipe.algo in ON_POLICY and self.num_timesteps > 0:
             self.save()
 
-    def _on_rollout_end(self) -> None:
-        number = self.num_timesteps // (self.recipe.runs * self.recipe.episode_length) - 1
-        if self._watch is not None and number >= _still(self.recipe)[0]:
-            assert isinstance(self.model, RefiningPPO)
-            self._watch.end(number, self.model.rollout_buffer)
-
     def _on_step(self) -> bool:
-        if self._watch is not None:
-            self._watch.step(self._env.env.reached)
         infos = self.locals["infos"]
         actions = self.locals["clipped_actions" if "clipped_actions" in self.locals else "actions"]
         rule = self.recipe.spec.action

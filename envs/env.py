@@ -204,8 +204,6 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.states: list[DrawState] = []
-        #: What the last step led to, before any run began anew.
-        self.reached: list[DrawState] = []
         self.seeds = _EpisodeSeeds()
         self._hosts: Sequence[Host] = []
         self._owners = {index: index % self.workers for index in range(draws)}
@@ -256,15 +254,14 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
             raise ConfigError("call reset() before step()")
         parts = np.split(to_unit(actions, self.config.spec.action, self.num_envs), self.draws)
         stepped = self._ask("step", dict(enumerate(parts)))
-        self.reached = [stepped[index] for index in range(self.draws)]
-        self.states = list(self.reached)
+        self.states = [stepped[index] for index in range(self.draws)]
         rewards = np.concatenate([state.reward for state in self.states])
         over = [index for index, state in enumerate(self.states) if state.done]
         terminated = np.repeat([state.done for state in self.states], self.per_draw)
         truncated = np.zeros(self.num_envs, dtype=bool)
         if not over:
             return self._observations(), rewards, terminated, truncated, self._infos(self.states)
-        final_observations = self._observations()
+        ended, final_observations = list(self.states), self._observations()
         for index, state in self._begin(over).items():
             self.states[index] = state
         infos = self._infos(self.states)
@@ -272,7 +269,7 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         infos["final_obs"] = np.empty(self.num_envs, dtype=object)
         for row in np.flatnonzero(terminated):
             infos["final_obs"][row] = final_observations[row]
-        infos["final_info"] = self._infos(self.reached)
+        infos["final_info"] = self._infos(ended)
         infos["_final_obs"], infos["_final_info"] = terminated.copy(), terminated.copy()
         return self._observations(), rewards, terminated, truncated, infos
 
@@ -280,7 +277,7 @@ class TrainingVectorEnv(VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
         """Ends the worker processes."""
         for host in self._hosts:
             host.close()
-        self._hosts, self.states, self.reached = [], [], []
+        self._hosts, self.states = [], []
 
     def _begin(self, indices: Sequence[int]) -> dict[int, DrawState]:
         episode = self.seeds.next()

@@ -52,11 +52,6 @@ class SiblingRuns:
         """Updates made by each run."""
         return self.runs.control.updates
 
-    @property
-    def looked_loss(self) -> Array:
-        """See :attr:`TrainingRuns.looked_loss`, shape (N,)."""
-        return self.runs.looked_loss[self.networks]
-
     def begin(self) -> NDArray[np.float32]:
         """Runs up to the first decision; the observation there has shape (N, size of the signals).
 

@@ -245,12 +245,10 @@ class TrainingRuns:
         return self._fall.best
 
     @property
-    def looked_loss(self) -> Array:
-        """Held-out losses on the examples that are looked at at each decision, at the first one on all, shape (N,).
-
-        Where a policy is shown a validation loss, or paid by the training loss, the last ones are on other examples.
-        """
-        return self.heldout_loss if self._sample is None else self._sample
+    def last_sample(self) -> Array:
+        """Last held-out losses, on the examples that were looked at at each decision, shape (N,); of finished runs."""
+        assert self._sample is not None
+        return self._sample
 
     def begin(self) -> NDArray[np.float32]:
         """Runs up to the first decision; the observation there has shape (N, size of the signals)."""

@@ -35,9 +35,6 @@ class DrawState:
         done: Whether the budget is spent.
         facts: Of each run, by name; see :meth:`rlrate.envs.TrainingRuns.facts`.
         family: Workload family of the draw.
-        looked_loss: Of each run; see :attr:`rlrate.envs.TrainingRuns.looked_loss`.
-        epoch: Updates in which all training examples are gone through once.
-        signed: Whether losses may be negative.
         cost: Estimate of the seconds that the whole budget takes; known at the beginning only, and of no consequence
             for anything but where the draw is trained.
     """
@@ -47,9 +44,6 @@ class DrawState:
     done: bool
     facts: dict[str, NDArray[Any]]
     family: str
-    looked_loss: Array
-    epoch: int
-    signed: bool
     cost: float = 0.0
 
 
@@ -97,9 +91,7 @@ class Draws:
 
     @staticmethod
     def _state(runs: SiblingRuns, observation: NDArray[np.float32], reward: Array) -> DrawState:
-        workload = runs.draw.workload
-        about = workload.family, runs.looked_loss, workload.epoch, workload.signed
-        return DrawState(observation, reward, runs.done, runs.facts(), *about)
+        return DrawState(observation, reward, runs.done, runs.facts(), runs.draw.workload.family)
 
 
 class Host(Protocol):

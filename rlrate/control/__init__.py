@@ -4,7 +4,7 @@ from rlrate.control.action import Action, SpikeGuard
 from rlrate.control.cadence import Cadence
 from rlrate.control.control import RateControl
 from rlrate.control.sampler import UpdateSampler
-from rlrate.control.signals import LIMIT, SIGNALS, USUAL, Interval, Signals, bounded, epoch_signals
+from rlrate.control.signals import LIMIT, SIGNALS, USUAL, Interval, Signals
 from rlrate.control.spec import ControlSpec
 from rlrate.control.traits import OptimizerTraits
 
@@ -21,6 +21,4 @@ __all__ = [
     "Signals",
     "SpikeGuard",
     "UpdateSampler",
-    "bounded",
-    "epoch_signals",
 ]

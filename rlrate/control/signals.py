@@ -118,30 +118,6 @@ class Interval:
     total: int | None = None
 
 
-def bounded(values: Array) -> NDArray[np.float32]:
-    """Signals as they are observed: finite and within [-LIMIT, LIMIT], 0 where nothing is known."""
-    finite = np.nan_to_num(values, nan=0.0, posinf=LIMIT, neginf=-LIMIT)
-    observed: NDArray[np.float32] = np.clip(finite, -LIMIT, LIMIT).astype(np.float32)
-    return observed
-
-
-def epoch_signals(epoch: Array, done: int | Array, total: int | Array | None) -> dict[str, Array]:
-    """How often the data have been gone through, by name of the signal, shape (N,) each; NaN where it is not told.
-
-    Args:
-        epoch: Updates of an epoch, NaN where not told, shape (N,).
-        done: Updates so far.
-        total: The budget in updates, None when it is not known.
-    """
-    planned = math.nan if total is None else total
-    return {
-        "epochs_known": np.isfinite(epoch).astype(np.float64),
-        "epoch_updates": np.log10(epoch) / 2.0,
-        "epochs_planned": np.log10(planned / epoch) / 2.0,
-        "epochs_done": np.log10(1.0 + done / epoch),
-    }
-
-
 class Signals:
     """Turns intervals into observations for N runs; keeps the moving averages that this needs.
 
@@ -192,15 +168,16 @@ class Signals:
         """
         with np.errstate(all="ignore"):
             promises = self._promise(interval)  # compares with the interval before, which the next line forgets
-            epoch = np.full(self.runs, np.nan) if interval.epoch is None else interval.epoch
-            values = {**self._position(interval), **epoch_signals(epoch, interval.done, interval.total)}
+            values = {**self._position(interval), **self._epochs(interval)}
             values |= {**self._loss(interval), **self._gradient(interval), **promises}
             if self._validated:
                 values |= self._validation(interval)
         rows = np.empty((self.runs, len(self.names)))
         for column, name in enumerate(self.names):
             rows[:, column] = values[name]
-        return bounded(rows)
+        rows = np.nan_to_num(rows, nan=0.0, posinf=LIMIT, neginf=-LIMIT)
+        observation: NDArray[np.float32] = np.clip(rows, -LIMIT, LIMIT).astype(np.float32)
+        return observation
 
     def state_dict(self) -> dict[str, Any]:
         """The moving averages, as torch tensors."""
@@ -226,6 +203,17 @@ class Signals:
             "capped": interval.capped,
             "optimizer_adaptive": 0.0 if interval.adaptive is None else interval.adaptive,
             "optimizer_momentum": 0.0 if interval.momentum is None else -np.log10(1.0 - interval.momentum) / 2.0,
+        }
+
+    def _epochs(self, interval: Interval) -> dict[str, Array]:
+        """How often the data have been gone through, zero where it is not told."""
+        epoch = np.full(self.runs, np.nan) if interval.epoch is None else interval.epoch
+        planned = math.nan if interval.total is None else float(interval.total)
+        return {
+            "epochs_known": np.isfinite(epoch).astype(np.float64),
+            "epoch_updates": np.log10(epoch) / 2.0,
+            "epochs_planned": np.log10(planned / epoch) / 2.0,
+            "epochs_done": np.log10(1.0 + interval.done / epoch),
         }
 
     def _loss(self, interval: Interval) -> dict[str, Array]:

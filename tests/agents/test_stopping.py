@@ -140,34 +140,6 @@ def test_it_does_not_depend_on_the_workers_or_on_what_was_taught_before(taught: 
     assert done == 2 * [(k, 4) for k in range(1, 5)]
 
 
-def test_rollouts_alone_teach_it_too(tmp_path: Path) -> None:
-    recipe = Recipe.from_dict(
-        {
-            "iterations": 2,
-            "runs": 96,
-            "draws": 8,
-            "environment": {
-                "workload": [f"{__file__}:{make.__name__}" for make in (by_heart, learnable)],
-                "optimizer": "adam",
-                "steps": 200,
-                "start": [1e-2, 3e-2],
-                "siblings": 2,
-            },
-            "initial": str(POLICY.save(tmp_path / "policy.safetensors")),
-            "algorithm": {"batch_size": 144},
-            "siblings": {"branch": True, "hold": 1},
-            "refinement": {"after": 0, "every": 2, "pool": 2, "step": 0.1},
-            "stopping": {"draws": 0, "rollouts": True},
-        }
-    )
-    controller = Controller.load(train(recipe, tmp_path / "run"))
-    rng = np.random.default_rng(0)
-    runs, stopped = losses(controller, by_heart(rng))
-    assert runs.control.patience.stopped.all()
-    assert (stopped < losses(controller, by_heart(rng), told=False)[1]).all()
-    assert not losses(controller, learnable(rng))[0].control.patience.stopped.any()
-
-
 def test_the_margin_is_what_a_stop_must_gain(taught: Controller) -> None:
     seen = np.random.default_rng(0).normal(size=(400, len(taught.spec.signals))).astype(np.float32)
     seen[:, taught.spec.signals.index("epochs_known")] = 1.0
@@ -192,8 +164,8 @@ def test_losses_that_may_be_negative_teach_nothing() -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"draws": 0}, "stopping.draws must be an integer, at least 1, got 0"),
-        ({"patience": True}, "stopping.patience must be an integer, at least 1, got True"),
+        ({"draws": 0}, "stopping.draws must be a positive integer, got 0"),
+        ({"patience": True}, "stopping.patience must be a positive integer"),
         ({"quantile": 1.0}, r"stopping.quantile must lie in \(0, 1\)"),
         ({"margin": -0.1}, r"stopping.margin must lie in \[0, 1\)"),
         ({"validated_margin": 1.0}, r"stopping.validated_margin must lie in \[0, 1\)"),
