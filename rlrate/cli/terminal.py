@@ -83,6 +83,7 @@ class Steps:
         self._task = self._bar.add_task(what, total=None, note="")
         self._begun = self._printed = time.monotonic()
         self._first: tuple[int, float] | None = None
+        self._said = self._begun
 
     def __enter__(self) -> Steps:
         self._bar.start()
@@ -106,6 +107,18 @@ class Steps:
         width = len(str(total))
         self._bar.update(self._task, completed=done, total=total, note=f"{left} left")
         self.console.print(Text(f"{self.what} {done:{width}}/{total}  {text}  {left} left"), soft_wrap=True)
+        self._said = time.monotonic()
+
+    def beside(self, done: int, total: int, text: str, share: float) -> None:
+        """A line about other work before, between or after the steps, of which ``share`` is done."""
+        now = time.monotonic()
+        left = clock((now - self._said) / share * (1.0 - share)) if share > 0.0 else "?"
+        if self._first is None:
+            self._begun = now  # what the first step takes begins after it
+        self._bar.update(self._task, completed=done, total=total, note=f"{text}, {left} of it left")
+        width = len(str(total))
+        line = f"{self.what} {done:{width}}/{total}  {text}, {share:.0%}  {left} of it left"
+        self.console.print(Text(line), soft_wrap=True)
 
     def step(self, done: int, total: int, text: str) -> None:
         """A step that may be one of many."""

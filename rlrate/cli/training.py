@@ -96,6 +96,10 @@ def train(
     with Steps("rollout") as progress:
 
         def report(done: int, total: int, figures: dict[str, float]) -> None:
+            beside = [name for name in figures if name in _BESIDE]
+            if beside:
+                progress.beside(done, total, _BESIDE[beside[0]], figures[beside[0]])
+                return
             if done:
                 last.update(figures)
             progress.line(done, total, _figures(figures))
@@ -244,11 +248,11 @@ def _resumed(out: Path, name: str | None, changes: dict[str, Any]) -> Recipe:
     return recorded
 
 
+#: What a training does beside its rollouts, by the only figure that is told of it: the share that is done.
+_BESIDE = {"imitation": "imitating schedules", "stopping": "learning when to stop"}
+
+
 def _figures(figures: dict[str, float]) -> str:
-    if "imitation" in figures:
-        return f"imitating schedules, {figures['imitation']:.0%}"
-    if "stopping" in figures:
-        return f"learning when to stop, {figures['stopping']:.0%}"
     text = f"return {figures['return_mean']:+.3f}"
     diverged = int(figures.get("diverged", 0))
     return text + (f"  {diverged} diverged" if diverged else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from rlrate import ConfigError, Controller, agents
+from rlrate.cli import terminal
 from rlrate.cli.app import INTERRUPTED
 from rlrate.control import SIGNALS, USUAL
 
@@ -80,6 +82,41 @@ def test_train_reports_each_rollout_and_says_what_to_try_next(recipe: Path, tmp_
     assert (used["seed"], used["runs"], used["draws"], used["iterations"]) == (5, 2, 1, 1)
     assert used["environment"]["optimizer"] == "adam" and used["environment"]["steps"] == 60
     assert used["algorithm"]["batch_size"] == 6, "as many minibatches as the recipe has"
+
+
+def test_train_tells_of_work_beside_the_rollouts_how_much_of_it_is_left(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(recipe.read_text() + "[stopping]\ndraws = 10\nruns = 4\n")
+    result = run("train", "--recipe", recipe, "--out", tmp_path / "run", "--json", *ALONE)
+    assert result.exit_code == 0, result.output
+    told = re.findall(r"rollout 2/2  learning when to stop, (\d+)%  (\S+) of it left", result.stderr)
+    assert [share for share, _ in told] == [str(10 * tenth) for tenth in range(1, 11)]
+    assert told[-1] == ("100", "0:00")
+    assert "return_mean" in json.loads(result.stdout)["last"], "the last rollout's figures"
+    assert "stopping" not in json.loads(result.stdout)["last"]
+
+
+def test_what_is_left_beside_the_rollouts_is_reckoned_by_what_of_it_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    with terminal.Steps("rollout") as steps:
+        for seconds, call in (
+            (30, lambda: steps.beside(0, 3, "imitating", 0.25)),
+            (90, lambda: steps.beside(0, 3, "imitating", 1.0)),
+            (20, lambda: steps.line(1, 3, "first")),
+            (10, lambda: steps.line(3, 3, "last")),
+            (15, lambda: steps.beside(3, 3, "stopping", 0.2)),
+        ):
+            now += seconds
+            call()
+    assert capsys.readouterr().err.splitlines() == [
+        "rollout 0/3  imitating, 25%  1:30 of it left",
+        "rollout 0/3  imitating, 100%  0:00 of it left",
+        "rollout 1/3  first  0:40 left",
+        "rollout 3/3  last  0:00 left",
+        "rollout 3/3  stopping, 20%  1:00 of it left",
+    ]
 
 
 def test_train_with_several_seeds_counts_their_rollouts(recipe: Path, tmp_path: Path) -> None:
