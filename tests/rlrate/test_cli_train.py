@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +100,16 @@ def test_what_is_left_beside_the_rollouts_is_reckoned_by_what_of_it_is_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    monkeypatch.setattr("rlrate.cli.terminal.time.monotonic", lambda: now)
     with terminal.Steps("rollout") as steps:
-        for seconds, call in (
+        reports: list[tuple[int, Callable[[], None]]] = [
             (30, lambda: steps.beside(0, 3, "imitating", 0.25)),
             (90, lambda: steps.beside(0, 3, "imitating", 1.0)),
             (20, lambda: steps.line(1, 3, "first")),
             (10, lambda: steps.line(3, 3, "last")),
             (15, lambda: steps.beside(3, 3, "stopping", 0.2)),
-        ):
+        ]
+        for seconds, call in reports:
             now += seconds
             call()
     assert capsys.readouterr().err.splitlines() == [
