@@ -25,6 +25,9 @@ FAMILIES = [
     "drift",
     "ordinary",
     "structured",
+    "embedded",
+    "multiplied",
+    "few",
 ]
 
 
