@@ -25,9 +25,6 @@ FAMILIES = [
     "drift",
     "ordinary",
     "structured",
-    "embedded",
-    "multiplied",
-    "few",
 ]
 
 

@@ -52,9 +52,6 @@ FAMILIES = [
     "ordinary",
     "structured",
     "scarce",
-    "embedded",
-    "multiplied",
-    "few",
 ]
 # The same networks on part of the data: what holds for the families holds for these.
 RESTRICTED = [
@@ -125,9 +122,9 @@ PATIENCE["ratings-factorisation"] = (0.03, 150)
 
 # Families whose training loss says little, or is no ratio scale: their held-out loss must fall.
 SIGNED = {"bandit", "likelihood"}
-MOST_HELD_OUT = {"scarce": 512, "few": 512}
+MOST_HELD_OUT = {"scarce": 512}
 LARGEST_BATCH = {"ill-conditioned": 256, "wide-mlp": 256}
-MOST_WEIGHTS = {"wide-mlp": 200_000, "ordinary": 150_000, "structured": 150_000, "scarce": 100_000, "few": 100_000}
+MOST_WEIGHTS = {"wide-mlp": 200_000, "ordinary": 150_000, "structured": 150_000, "scarce": 100_000}
 
 
 def parameters(workload: Workload, seed: int = 0) -> list[Tensor]:
