@@ -68,7 +68,9 @@ def visited(controller: Controller, *, draws: int = 24, runs: int = 4, steps: tu
 
 
 def responses(controller: Controller, observations: Array) -> list[Response]:
-    """How the controller answers each of its signals, the one that matters most first.
+    """How the policy answers each of its signals, the one that matters most first.
+
+    Signals that only tell when to stop are left out.
 
     Args:
         controller: What is asked.
@@ -79,7 +81,8 @@ def responses(controller: Controller, observations: Array) -> list[Response]:
     rows = observations.reshape(-1, observations.shape[2])
     before = _act(controller, rows)
     found = []
-    for column, name in enumerate(controller.spec.signals):
+    seen = controller.layers[0][0].shape[1]
+    for column, name in enumerate(controller.spec.signals[:seen]):
         first, last = np.quantile(rows[:, column], QUANTILES).tolist()
         grid = np.linspace(first, last, POINTS)
         answers = []

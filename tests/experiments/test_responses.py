@@ -44,6 +44,14 @@ def test_what_all_runs_share_at_a_decision_cannot_be_shuffled() -> None:
     assert first.mean[-1] - first.mean[0] == pytest.approx(0.5)
 
 
+def test_signals_that_tell_when_to_stop_are_none_of_the_policys() -> None:
+    default = Controller.load("default")
+    assert default.spec.signals[-1] == "epochs_done"
+    observations = np.random.default_rng(0).normal(size=(3, 4, len(default.spec.signals)))
+    named = {response.signal for response in responses(default, observations)}
+    assert named == {name for name in default.spec.signals if not name.startswith("epoch")}
+
+
 def test_observations_are_those_of_the_runs() -> None:
     seen = visited(linear(0.0, 0.0, 0.0), draws=2, runs=2, steps=(60, 60))
     assert seen.shape[1:] == (4, 3)
