@@ -8,7 +8,6 @@ it may be: not the mean of what a stop gains is told, but what it gains in all b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -60,8 +59,8 @@ class Stopping:
         draws: Workloads drawn, each with an optimizer and a budget.
         runs: Networks of each, under the policy that was trained.
         quantile: Share of the cases in which a stop may gain less than is told, in (0, 1).
-        margin: Nats that a stop must gain, as told, before anything speaks for it.
-        evidence: What is told above the margin, added up, must be more; see :attr:`rlrate.control.Action.evidence`.
+        margin: Nats that a stop must gain, as told, to be advised.
+        patience: Decisions in a row at which it must be advised; see :attr:`rlrate.control.Action.patience`.
         validation: Whether it also learns what a validation loss tells beside epochs; one that is shown at every
             decision, every second or every fourth. By that loss alone it stops too early at times, so that its advice
             is heeded where epochs are told, as ever (experiments/LOG.md, entry 94).
@@ -72,14 +71,14 @@ class Stopping:
     draws: int = 800
     runs: int = 2
     quantile: float = 0.3
-    margin: float = 0.04
-    evidence: float = 0.2
+    margin: float = 0.05
+    patience: int = 3
     validation: bool = False
     validated_margin: float = 0.1
     workload: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("draws", "runs"):
+        for name in ("draws", "runs", "patience"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ConfigError(f"stopping.{name} must be a positive integer, got {value!r}")
@@ -87,8 +86,6 @@ class Stopping:
             raise ConfigError(f"stopping.validation must be true or false, got {self.validation!r}")
         if not 0.0 < self.quantile < 1.0:
             raise ConfigError(f"stopping.quantile must lie in (0, 1), got {self.quantile!r}")
-        if not 0.0 <= self.evidence < math.inf:
-            raise ConfigError(f"stopping.evidence must not be negative or infinite, got {self.evidence!r}")
         for name in ("margin", "validated_margin"):
             if not 0.0 <= getattr(self, name) < GAINED:
                 raise ConfigError(f"stopping.{name} must lie in [0, {GAINED:g}), got {getattr(self, name)!r}")
@@ -153,7 +150,7 @@ def teach_stop(
 def without_stop(controller: Controller) -> Controller:
     """The policy alone, with the signals that it sees."""
     signals = controller.spec.signals[: controller.layers[0][0].shape[1]]
-    action = replace(controller.spec.action, patience=None, evidence=None)
+    action = replace(controller.spec.action, patience=None)
     return replace(controller, spec=replace(controller.spec, signals=signals, action=action), stop=())
 
 
@@ -168,7 +165,7 @@ def keep_stop(controller: Controller, source: Controller) -> Controller:
 def _extended(spec: ControlSpec, settings: Stopping) -> ControlSpec:
     told = EPOCHS + VALIDATION if settings.validation else EPOCHS
     further = tuple(name for name in told if name not in spec.signals)
-    return replace(spec, signals=spec.signals + further, action=replace(spec.action, evidence=settings.evidence))
+    return replace(spec, signals=spec.signals + further, action=replace(spec.action, patience=settings.patience))
 
 
 @dataclass(frozen=True)

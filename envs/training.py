@@ -256,12 +256,12 @@ class TrainingRuns:
         self._fall.begin(self._criterion())
         return observation
 
-    def step(self, action: Array, stop: Array | None = None) -> tuple[NDArray[np.float32], Array]:
+    def step(self, action: Array, stop: NDArray[np.bool_] | None = None) -> tuple[NDArray[np.float32], Array]:
         """Applies an answer and runs to the next decision or the end.
 
         Args:
             action: u in [-1, 1], shape (N,).
-            stop: What speaks for a stop, in nats, shape (N,); see :meth:`rlrate.Controller.answer`.
+            stop: Whether it is advised to stop, shape (N,).
 
         Returns:
             Observation (N, size of the signals) and reward (N,).

@@ -169,7 +169,7 @@ def versions(method: str = "") -> dict[str, str]:
 
 # Tasks ----------------------------------------------------------------------------------------------------
 
-Answer = tuple[Array, Array]
+Answer = tuple[Array, NDArray[np.bool_]]
 Result = tuple[Trace, Sequence[float | None]]
 Task = Callable[[Cell, Draw, Controller, Tick | None], Result]
 
@@ -303,8 +303,7 @@ class _Mixture:
         for index, rng in enumerate(self._random):
             if rng is not None:
                 actions[index] = rng.uniform(-1.0, 1.0)
-        stop[np.isin(self._methods, ("hold", "random"))] = 0.0
-        return actions, stop
+        return actions, stop & ~np.isin(self._methods, ("hold", "random"))
 
 
 def _on(optimizer: str, draw: Draw) -> Draw:

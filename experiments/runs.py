@@ -22,8 +22,8 @@ __all__ = ["CHUNK", "Array", "Tick", "Trace", "run_controlled", "run_learned", "
 #: Networks trained together; larger grids are split.
 CHUNK = 64
 
-#: Observations of shape (N, signals) to actions and what speaks for a stop, each of shape (N,).
-Act = Callable[[NDArray[np.float32]], tuple[Array, Array | None]]
+#: Observations of shape (N, signals) to actions of shape (N,).
+Act = Callable[[NDArray[np.float32]], tuple[Array, NDArray[np.bool_] | None]]
 
 
 def run_schedules(

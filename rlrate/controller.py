@@ -52,8 +52,7 @@ class Controller:
             DDPG), or "argmax" over discrete choices (PPO, A2C, DQN).
         provenance: JSON-ready notes on how it was made (recipe, seed, versions, figures).
         stop: Layers of a second network with the same activation, which sees all signals while the policy may see only
-            the first of them; empty for none. Its one output is what a stop is told to gain, in nats, less what it
-            has to gain: above zero where training on would do harm.
+            the first of them; empty for none. Its one output is above zero where training on would do harm.
     """
 
     layers: Layers
@@ -90,10 +89,10 @@ class Controller:
         u = output[:, 0]
         return np.asarray(np.tanh(u) if self.head == "tanh" else np.clip(u, -1.0, 1.0), np.float64)
 
-    def answer(self, observations: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What :meth:`RateControl.act` is told: the actions, and what speaks for a stop, in nats.
+    def answer(self, observations: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """What :meth:`RateControl.act` is told: the actions, and whether to stop.
 
-        That is zero for those who do not tell how many updates make an epoch, as nothing was learnt of others.
+        To stop is advised only to those who tell how many updates make an epoch, as nothing was learnt of others.
 
         Args:
             observations: As for :meth:`act`.
@@ -102,10 +101,9 @@ class Controller:
             Two arrays of shape (N,).
         """
         if not self.stop:
-            return self.act(observations), np.zeros(len(observations))
+            return self.act(observations), np.zeros(len(observations), dtype=bool)
         told = observations[:, self.spec.signals.index(TELLS)] > 0.0
-        advice = self._output(self.stop, observations)[:, 0].astype(np.float64)
-        return self.act(observations), np.where(told, advice, 0.0)
+        return self.act(observations), told & (self._output(self.stop, observations)[:, 0] > 0.0)
 
     def _output(self, layers: Layers, observations: NDArray[np.float32]) -> NDArray[np.float32]:
         seen = observations[:, : layers[0][0].shape[1]]
@@ -251,10 +249,8 @@ def _check(controller: Controller) -> None:
     signals = controller.spec.signals
     width = len(signals)
     if controller.stop:
-        if TELLS not in signals or not controller.spec.action.stops:
-            raise ConfigError(
-                f"a controller that can advise to stop needs the signal {TELLS} and action.evidence or action.patience"
-            )
+        if TELLS not in signals or controller.spec.action.patience is None:
+            raise ConfigError(f"a controller that can advise to stop needs the signal {TELLS} and action.patience")
         _check_layers(controller.stop, width, 1)
         width = min(width, controller.layers[0][0].shape[-1])  # the policy need not see the last of them
     choices = controller.spec.action.choices

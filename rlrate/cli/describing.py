@@ -151,10 +151,6 @@ def _rules(rule: Action) -> list[str]:
         lines.append(
             f"told steps_per_epoch, it is brought down for good when {rule.patience} decisions in a row advise to stop"
         )
-    if rule.evidence is not None:
-        lines.append(
-            f"told steps_per_epoch, it is brought down for good when more than {rule.evidence:g} nats speak for a stop"
-        )
     return lines
 
 

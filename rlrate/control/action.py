@@ -42,8 +42,6 @@ class Action:
             plus 30 % of all that was gained, and once more for each further factor of ten; None to look at blocks only.
         anneal: Final share of the budget over which the rate goes linearly to zero.
         patience: So many decisions in a row must advise to stop; from then on u is -1, whatever comes. None for never.
-        evidence: What speaks for a stop, in nats, is added up from decision to decision, never below zero; more than
-            so much of it brings the stop (a cumulative sum, Page 1954). Instead of ``patience``; None for never.
     """
 
     factor: float = 2.5
@@ -55,7 +53,6 @@ class Action:
     alarm: float | None = None
     anneal: float = 0.3
     patience: int | None = None
-    evidence: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.factor > 1.0 and math.isfinite(self.factor), "factor > 1", self.factor)
@@ -73,14 +70,6 @@ class Action:
         _require(0 <= self.anneal <= 1, "anneal in [0, 1]", self.anneal)
         patient = type(self.patience) is int and self.patience >= 1
         _require(self.patience is None or patient, "patience, an integer >= 1", self.patience)
-        _require(self.evidence is None or 0 <= self.evidence < math.inf, "evidence >= 0", self.evidence)
-        both = self.patience is not None and self.evidence is not None
-        _require(not both, "patience or evidence, not both", (self.patience, self.evidence))
-
-    @property
-    def stops(self) -> bool:
-        """Whether advice to stop is ever heeded."""
-        return self.patience is not None or self.evidence is not None
 
     @property
     def choices(self) -> NDArray[np.float32] | None:

@@ -270,8 +270,8 @@ class RateControl:
             self._next += 1
         return self.signals.observe(interval)
 
-    def act(self, action: Array, stop: Array | None = None) -> None:
-        """Applies an answer, u in [-1, 1] and what speaks for a stop, each of shape (N,), from the next update on."""
+    def act(self, action: Array, stop: NDArray[np.bool_] | None = None) -> None:
+        """Applies a policy's answer, u in [-1, 1] and whether to stop, each of shape (N,), from the next update on."""
         rule = self.spec.action
         action = np.clip(np.nan_to_num(np.asarray(action, np.float64), nan=0.0), -1.0, 1.0)
         action = self.patience.heed(action, stop, self.decisions)

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from rlrate.control.spec import ControlSpec
 from rlrate.control.state import dump, restore
 
-Array = NDArray[np.float64]
-
 _STATE = ("stopped", "_advised")
 
 #: Share of a cadence's decisions before which no run is stopped: what is learnt last may not have begun yet.
@@ -19,9 +17,7 @@ EARLIEST = 0.3
 
 
 class Patience:
-    """Heeds advice to stop once it has been given often or strongly enough.
-
-    See :attr:`rlrate.control.Action.patience` and :attr:`rlrate.control.Action.evidence`.
+    """Heeds advice to stop once it has been given often enough in a row; see :attr:`rlrate.control.Action.patience`.
 
     Args:
         spec: Cadence and action.
@@ -29,31 +25,24 @@ class Patience:
     """
 
     def __init__(self, spec: ControlSpec, runs: int) -> None:
-        self.rule, self.earliest = spec.action, EARLIEST * spec.cadence.decisions
+        self.patience, self.earliest = spec.action.patience, EARLIEST * spec.cadence.decisions
         #: Runs whose rates are brought down for good, shape (N,).
         self.stopped = np.zeros(runs, dtype=bool)
-        self._advised = np.zeros(runs)  # decisions in a row, or nats
+        self._advised = np.zeros(runs)  # decisions in a row
 
-    def heed(self, action: Array, stop: Array | None, decisions: int) -> Array:
+    def heed(self, action: NDArray[np.float64], stop: NDArray[np.bool_] | None, decisions: int) -> NDArray[np.float64]:
         """The actions that are taken: -1 of those that are stopped.
 
         Args:
             action: What the policy answers, shape (N,).
-            stop: What speaks for a stop, in nats, shape (N,): advice where above zero. None where it cannot tell.
+            stop: Whether it advises to stop, shape (N,); None where it cannot.
             decisions: Decisions made before.
         """
-        if stop is None or not self.rule.stops:
+        if self.patience is None or stop is None:
             return action
-        advice = np.nan_to_num(np.asarray(stop, np.float64), nan=0.0)
-        if self.rule.patience is not None:
-            self._advised = np.where(advice > 0.0, self._advised + 1.0, 0.0)
-            enough = self._advised >= self.rule.patience
-        else:
-            assert self.rule.evidence is not None
-            self._advised = np.maximum(self._advised + advice, 0.0)
-            enough = self._advised > self.rule.evidence
+        self._advised = np.where(stop, self._advised + 1.0, 0.0)
         if decisions >= self.earliest:
-            self.stopped |= enough
+            self.stopped |= self._advised >= self.patience
         return np.where(self.stopped, -1.0, action)
 
     def state_dict(self) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def test_what_it_says_of_a_validation_loss_it_learned_of_one(validated: Controll
 
 def test_the_policy_stays_and_what_is_taught_can_be_saved(taught: Controller, tmp_path: Path) -> None:
     assert taught.spec.signals == (*SPEC.signals, "epochs_known", "epoch_updates", "epochs_planned", "epochs_done")
-    assert taught.spec.action.evidence == 0.2 and without_stop(taught) == POLICY
+    assert taught.spec.action.patience == 3 and without_stop(taught) == POLICY
     assert Controller.load(taught.save(tmp_path / "taught.safetensors")) == taught
     assert keep_stop(POLICY, taught) == taught and keep_stop(POLICY, POLICY) == POLICY
     other = Controller.constant(0.0, replace(SPEC, signals=("progress",)))
@@ -144,7 +144,8 @@ def test_the_margin_is_what_a_stop_must_gain(taught: Controller) -> None:
     seen = np.random.default_rng(0).normal(size=(400, len(taught.spec.signals))).astype(np.float32)
     seen[:, taught.spec.signals.index("epochs_known")] = 1.0
     bold = teach_stop(POLICY, replace(SETTINGS, margin=0.0), CONFIG, seed=1)
-    np.testing.assert_allclose(bold.answer(seen)[1] - taught.answer(seen)[1], SETTINGS.margin, atol=1e-6)
+    often, seldom = bold.answer(seen)[1], taught.answer(seen)[1]
+    assert (often | ~seldom).all() and often.sum() > seldom.sum()
 
 
 def test_where_a_validation_loss_is_shown_the_margin_may_be_another(validated: Controller) -> None:
@@ -164,7 +165,7 @@ def test_losses_that_may_be_negative_teach_nothing() -> None:
     ("entries", "message"),
     [
         ({"draws": 0}, "stopping.draws must be a positive integer, got 0"),
-        ({"evidence": -0.1}, "stopping.evidence must not be negative or infinite, got -0.1"),
+        ({"patience": True}, "stopping.patience must be a positive integer"),
         ({"quantile": 1.0}, r"stopping.quantile must lie in \(0, 1\)"),
         ({"margin": -0.1}, r"stopping.margin must lie in \[0, 1\)"),
         ({"validated_margin": 1.0}, r"stopping.validated_margin must lie in \[0, 1\)"),
@@ -179,10 +180,10 @@ def test_settings_that_make_no_sense_are_named(entries: dict[str, Any], message:
 
 def test_a_training_ends_with_it_and_another_that_begins_there_keeps_it(tiny: dict[str, Any], tmp_path: Path) -> None:
     shares: list[float] = []
-    recipe = Recipe.from_dict({**tiny, "iterations": 1, "stopping": {"draws": 4, "runs": 20, "evidence": 0.3}})
+    recipe = Recipe.from_dict({**tiny, "iterations": 1, "stopping": {"draws": 4, "runs": 20, "patience": 2}})
     path = train(recipe, tmp_path / "run", progress=lambda done, total, row: shares.append(row.get("stopping", -1.0)))
     controller = Controller.load(path)
-    assert controller.stop and controller.spec.action.evidence == 0.3 and without_stop(controller).spec == recipe.spec
+    assert controller.stop and controller.spec.action.patience == 2 and without_stop(controller).spec == recipe.spec
     assert shares[0] == -1.0 and shares[-1] == 1.0 and shares == sorted(shares)
     assert Controller.load(export(tmp_path / "run", tmp_path / "again.safetensors")) == controller
     kept = {name: tiny[name] for name in ("name", "seed", "runs", "draws", "environment", "algorithm")}
@@ -200,7 +201,7 @@ def test_a_training_ends_with_it_and_another_that_begins_there_keeps_it(tiny: di
 def test_seeds_that_were_stopped_while_they_learned_when_to_stop_go_on(tiny: dict[str, Any], tmp_path: Path) -> None:
     recipe = Recipe.from_dict({**tiny, "iterations": 1, "seeds": 2, "stopping": {"draws": 4, "runs": 20}})
     whole = Controller.load(train(recipe, tmp_path / "run"))
-    assert whole.stop[0][0].shape[0] == 2 * 64 and whole.spec.action.evidence == 0.2
+    assert whole.stop[0][0].shape[0] == 2 * 64 and whole.spec.action.patience == 3
     for name in ("seed-4/stopping", "seed-4/controller", "controller"):
         (tmp_path / "run" / f"{name}.safetensors").unlink()
     assert Controller.load(train(recipe, tmp_path / "run", resume=True)) == whole
@@ -211,6 +212,6 @@ def test_the_mean_of_several_stops_where_their_mean_says(taught: Controller) -> 
     seen = np.random.default_rng(0).normal(size=(50, len(taught.spec.signals))).astype(np.float32)
     seen[:, taught.spec.signals.index("epochs_known")] = 1.0
     # What one tells the other denies, but for a tenth of a nat.
-    assert mean_of([taught, replace(taught, stop=layers)]).answer(seen)[1].min() > 0.0
+    assert mean_of([taught, replace(taught, stop=layers)]).answer(seen)[1].all()
     with pytest.raises(ConfigError, match="one specification"):
         mean_of([taught, POLICY])

@@ -12,9 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from rlrate import Controller, ControllerError, LearnedLR
 from rlrate.control import SIGNALS, Action, Cadence, ControlSpec, RateControl
@@ -28,16 +25,15 @@ from rlrate.experiments.loops import loop_learned
 from rlrate.experiments.runs import run_controlled, run_learned
 
 SPEC = ControlSpec(tuple(SIGNALS), Cadence(decisions=20, first=3, ramp=3, probe=2), Action(patience=3, alarm=10.0))
-SUMMED = replace(SPEC, action=replace(SPEC.action, patience=None, evidence=0.2))
 EARLIEST = 6  # 30 % of the decisions
 
 
-def advising(above: float, signal: str = "epochs_done", spec: ControlSpec = SPEC) -> Controller:
+def advising(above: float, signal: str = "epochs_done") -> Controller:
     """Holds the rate, and advises to stop while a signal is above some value."""
     weight = torch.zeros(1, len(SPEC.signals))
     weight[0, SPEC.signals.index(signal)] = 1.0
     policy = torch.zeros(1, 5), torch.tensor([0.1])
-    return Controller((policy,), spec, stop=((weight, torch.tensor([-above])),))
+    return Controller((policy,), SPEC, stop=((weight, torch.tensor([-above])),))
 
 
 def in_a_loop(controller: Controller, updates: int = 200, **told: Any) -> tuple[LearnedLR, list[float]]:
@@ -66,62 +62,29 @@ def test_the_control_follows_advice_in_a_row_and_not_before_its_time() -> None:
     )
     when = np.full(4, -1)
     for decision, row in enumerate(advice):
-        control.act(np.array([0.5, 0.5, 0.5, math.nan]), np.where(row == 1, 1e-6, -1e-6))
+        control.act(np.array([0.5, 0.5, 0.5, math.nan]), row == 1)
         when = np.where(control.patience.stopped & (when < 0), decision, when)
         np.testing.assert_array_equal(control.action, np.where(control.patience.stopped, -1.0, [0.5, 0.5, 0.5, 0.0]))
     # The second as soon as it may be, the third just in time, the others never had three in a row.
     assert when.tolist() == [-1, EARLIEST, EARLIEST, 7]
 
 
-def test_the_control_adds_up_what_speaks_for_a_stop() -> None:
-    control = RateControl(SUMMED, 6, 200, given=np.full(6, 0.1))
-    told = np.full((12, 6), -0.1)
-    told[:2, 0] = told[:, 1] = 0.15  # forgotten before it is time; heeded as soon as it is
-    told[7, 2], told[8, 2], told[9, 2] = 0.15, -0.05, 0.11  # a decision against it takes off what it tells
-    told[7, 3], told[8, 3], told[9, 3] = 0.15, -9.0, 0.2  # but no more than there is
-    told[8, 4] = 0.21  # one may be enough
-    told[8, 5] = math.nan
-    when = np.full(6, -1)
-    for decision, row in enumerate(told):
-        control.act(np.full(6, 0.5), row)
-        when = np.where(control.patience.stopped & (when < 0), decision, when)
-        np.testing.assert_array_equal(control.action, np.where(control.patience.stopped, -1.0, 0.5))
-    assert when.tolist() == [-1, EARLIEST, 9, -1, 8, -1]
-
-
-@given(
-    told=arrays(np.float64, (30, 3), elements=st.floats(-1.0, 1.0, width=16)),
-    evidence=st.sampled_from([0.0, 0.2, 1.0]),
-)
-def test_a_stop_by_evidence_is_the_first_stretch_that_tells_more(told: Any, evidence: float) -> None:
-    spec = replace(SPEC, action=replace(SPEC.action, patience=None, evidence=evidence))
-    control = RateControl(spec, 3, 200, given=np.ones(3))
-    for decision, row in enumerate(told):
-        control.act(np.zeros(3), row)
-        for run, stopped in enumerate(control.patience.stopped):
-            # Of every stretch that ends at a decision from the earliest on. So few digits add up exactly.
-            ends = range(EARLIEST, decision + 1)
-            most = max((told[start : end + 1, run].sum() for end in ends for start in range(end + 1)), default=-1.0)
-            assert stopped == (most > evidence)
-
-
-def test_without_a_rule_to_stop_advice_is_left_aside() -> None:
+def test_without_patience_advice_is_left_aside() -> None:
     control = RateControl(ControlSpec(), 1, 200, given=np.ones(1))
     for _ in range(40):
-        control.act(np.zeros(1), np.ones(1))
+        control.act(np.zeros(1), np.ones(1, bool))
     assert not control.patience.stopped.any() and control.action == 0.0
 
 
-@pytest.mark.parametrize("spec", [SPEC, SUMMED], ids=["patience", "evidence"])
-def test_copies_go_on_stopping(spec: ControlSpec) -> None:
-    control = RateControl(spec, 2, 200, given=np.ones(2))
+def test_copies_go_on_stopping() -> None:
+    control = RateControl(SPEC, 2, 200, given=np.ones(2))
     for decision in range(EARLIEST + 1):
-        control.act(np.zeros(2), np.array([0.09, 0.09 if decision != EARLIEST - 1 else -1.0]))
+        control.act(np.zeros(2), np.array([True, decision != EARLIEST - 1]))
     taken = copies(control, np.array([1, 0, 0]))
     assert taken.patience.stopped.tolist() == [False, True, True]
     for other, rows in ((control, [1, 0]), (taken, [0, 1])):
         for _ in range(2):
-            other.act(np.zeros(other.runs), np.full(other.runs, 0.09))
+            other.act(np.zeros(other.runs), np.ones(other.runs, bool))
         assert other.patience.stopped[rows].all()
 
 
@@ -129,7 +92,7 @@ def test_a_state_from_before_there_was_any_of_this_can_be_loaded() -> None:
     control = RateControl(SPEC, 2, 200, given=np.ones(2))
     state = {name: value for name, value in control.state_dict().items() if name != "patience"}
     control.load_state_dict(state)
-    control.act(np.zeros(2), np.ones(2))
+    control.act(np.zeros(2), np.ones(2, bool))
     assert not control.patience.stopped.any()
 
 
@@ -148,9 +111,8 @@ def test_a_loop_that_tells_of_epochs_comes_to_a_stop() -> None:
     assert rates[-2] < 1e-3 * others[-2]
 
 
-@pytest.mark.parametrize("spec", [SPEC, SUMMED], ids=["patience", "evidence"])
-def test_a_run_that_was_interrupted_stops_where_it_would_have(spec: ControlSpec) -> None:
-    controller = advising(math.log10(1 + 8), spec=spec)
+def test_a_run_that_was_interrupted_stops_where_it_would_have() -> None:
+    controller = advising(math.log10(1 + 8))
     _, rates = in_a_loop(controller, steps_per_epoch=10)
     part, before = in_a_loop(controller, 95, steps_per_epoch=10)
     file = io.BytesIO()
@@ -178,8 +140,6 @@ def test_environment_and_loop_stop_at_the_same_decision() -> None:
 
 def test_the_file_holds_both_networks_and_older_versions_are_told(tmp_path: Path) -> None:
     controller = advising(0.5)
-    summed = advising(0.5, spec=SUMMED)
-    assert Controller.load(summed.save(tmp_path / "summed.safetensors")) == summed != controller
     saved = controller.save(tmp_path / "stops.safetensors")
     assert Controller.load(saved) == controller != replace(controller, stop=advising(0.6).stop)
     assert f'\\"version\\": {VERSION}'.encode() in saved.read_bytes()
@@ -195,7 +155,7 @@ def test_the_file_holds_both_networks_and_older_versions_are_told(tmp_path: Path
     ("changes", "message"),
     [
         ({"spec": replace(SPEC, signals=("progress", "youth"))}, "needs the signal epochs_known"),
-        ({"spec": replace(SPEC, action=Action())}, "needs the signal epochs_known and action.evidence"),
+        ({"spec": replace(SPEC, action=Action())}, "needs the signal epochs_known and action.patience"),
         ({"stop": ((torch.zeros(2, len(SIGNALS)), torch.zeros(2)),)}, "layer 0 has weight"),
         ({"stop": ((torch.zeros(1, 3), torch.zeros(1)),)}, "layer 0 has weight"),
         ({"stop": ((torch.full((1, len(SIGNALS)), math.nan), torch.zeros(1)),)}, "not finite"),
@@ -211,11 +171,3 @@ def test_networks_that_do_not_fit_are_refused(changes: dict[str, Any], message: 
 def test_patience_is_a_whole_number(patience: Any) -> None:
     with pytest.raises(ConfigError, match="patience, an integer >= 1"):
         Action(patience=patience)
-
-
-@pytest.mark.parametrize("evidence", [-0.1, math.inf, math.nan])
-def test_evidence_is_not_negative_and_instead_of_patience(evidence: float) -> None:
-    with pytest.raises(ConfigError, match="evidence >= 0"):
-        Action(evidence=evidence)
-    with pytest.raises(ConfigError, match="patience or evidence, not both"):
-        Action(patience=3, evidence=0.2)
