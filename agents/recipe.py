@@ -125,7 +125,7 @@ class Recipe:
         if not isinstance(count, int) or count < 2 or self.runs // self.draws % count:
             raise ConfigError(
                 f"siblings needs environment.siblings, a number that divides the {self.runs // self.draws} runs of a "
-                f"draw and is at least 2, got {count!r}"
+                f"draw and is at least 2, got {count!r}; change it, or runs ({self.runs}) or draws ({self.draws})"
             )
         unknown = sorted(set(self.siblings) - {"hold", "floor", "branch"})
         hold, floor = self.siblings.get("hold", 1), self.siblings.get("floor", 0.1)

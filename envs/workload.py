@@ -229,7 +229,8 @@ def _first_batch(workload_name: str, make_model: Any, inputs: Tensor) -> Tensor:
             raise WorkloadError(f"{workload_name}: make_model() failed: {error}") from error
         if not isinstance(model, nn.Module):
             raise WorkloadError(
-                f"{workload_name}: make_model() returned a {type(model).__name__}; return a torch.nn.Module."
+                f"{workload_name}: make_model() returned an object of type {type(model).__name__}; "
+                "return a torch.nn.Module."
             )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise WorkloadError(f"{workload_name}: the module has no parameter to train.")
@@ -240,7 +241,9 @@ def _first_batch(workload_name: str, make_model: Any, inputs: Tensor) -> Tensor:
                 f"{workload_name}: the module fails on inputs of shape {tuple(inputs.shape)}: {error}"
             ) from error
     if not torch.is_tensor(output):
-        raise WorkloadError(f"{workload_name}: the module returned a {type(output).__name__}; return one tensor.")
+        raise WorkloadError(
+            f"{workload_name}: the module returned an object of type {type(output).__name__}; return one tensor."
+        )
     return output
 
 

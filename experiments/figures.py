@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ def _curves(comparison: Comparison, workload: str, out: Path) -> Path:
     axes[0, 0].set_ylabel("training loss")
     axes[1, 0].set_ylabel("learning rate")
     figure.suptitle(f"{workload}: median of {comparison.settings['seeds']} seeds")
-    path = out / f"curves-{workload.replace('/', '-')}.png"
+    name = re.sub(r"[^-.\w]+", "-", workload)  # that of a user's own has a colon
+    path = out / f"curves-{name}.png"
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path

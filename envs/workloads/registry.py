@@ -160,7 +160,7 @@ def make_workload(spec: WorkloadSpec, rng: np.random.Generator | int) -> Workloa
         raise WorkloadError(f"the workload {label} could not be made: {type(error).__name__}: {error}") from error
     if not isinstance(workload, Workload):
         raise WorkloadError(
-            f"{label} returned a {type(workload).__name__}; return a rlrate.envs.Workload, for "
+            f"{label} returned an object of type {type(workload).__name__}; return a rlrate.envs.Workload, for "
             "instance by Workload.from_dataset."
         )
     try:

@@ -284,8 +284,21 @@ def _say_next(controller: Path) -> None:
     path = shlex.quote(str(controller))
     say("next:")
     say(f"  rlrate inspect {path}")
-    say(f"  rlrate compare --controller {path} --workload digits-cnn --optimizer adam")
+    say(f"  rlrate compare --controller {path} {_comparable(controller)}")
     say(f'  in Python: rlrate.LearnedLR(optimizer, total_steps=..., controller="{controller}")')
+
+
+def _comparable(controller: Path) -> str:
+    """The options that compare a controller on the workload that it was trained on, if that is the user's own."""
+    from rlrate import Controller
+    from rlrate.envs.optimizers import OPTIMIZERS
+
+    # A zip file of SB3 has no recipe.
+    environment = Controller.load(controller).provenance.get("recipe", {}).get("environment", {})
+    workload, optimizer = environment.get("workload"), environment.get("optimizer")
+    own = isinstance(workload, str) and ":" in workload
+    known = isinstance(optimizer, str) and optimizer in OPTIMIZERS
+    return f"--workload {shlex.quote(workload) if own else 'digits-cnn'} --optimizer {optimizer if known else 'adam'}"
 
 
 def _identity(path: Path) -> str:

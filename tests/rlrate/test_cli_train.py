@@ -79,6 +79,7 @@ def test_train_reports_each_rollout_and_says_what_to_try_next(recipe: Path, tmp_
     assert "rollout 1/1  return " in result.stderr and " left" in result.stderr
     for text in ("controller.safetensors", "rlrate inspect", "rlrate compare --controller", "rlrate.LearnedLR("):
         assert text in result.stdout
+    assert f"--workload {tmp_path / 'my_file.py'}:make --optimizer adam" in result.stdout, "what it was trained on"
     used = Controller.load(tmp_path / "run/controller.safetensors").provenance["recipe"]
     assert (used["seed"], used["runs"], used["draws"], used["iterations"]) == (5, 2, 1, 1)
     assert used["environment"]["optimizer"] == "adam" and used["environment"]["steps"] == 60
