@@ -25,7 +25,7 @@ ALGORITHMS = ("ppo", "a2c", "sac", "td3", "ddpg", "dqn")
 ON_POLICY = ("ppo", "a2c")
 
 #: Rules of :class:`rlrate.control.Action` that None switches off.
-_OPTIONAL = ("start", "cap", "cut", "alarm", "patience")
+_OPTIONAL = ("start", "cap", "cut", "alarm", "patience", "short")
 
 
 @dataclass(frozen=True)

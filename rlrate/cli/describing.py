@@ -138,6 +138,8 @@ def _rules(rule: Action) -> list[str]:
         lines.append("the start is the rate that was given")
     else:
         lines.append(f"the start makes an update {rule.start:g} of the weights, whatever rate was given")
+        if rule.short is not None:
+            lines.append(f"budgets below {rule.short} updates start higher, as they leave less time to climb")
     if rule.cap is not None:
         lines.append(f"no decision aims at an update above {rule.cap:g} of the weights")
     if rule.cut is not None:

@@ -18,6 +18,9 @@ Array = NDArray[np.float64]
 
 _GUARD_STATE = ("first", "smooth", "best", "noise", "ceiling")
 
+#: Relative update size above which no short budget starts.
+HIGHEST_START = 0.05
+
 #: Cuts that one alarm makes at most.
 MOST_CUTS = 4.0
 
@@ -41,6 +44,8 @@ class Action:
         alarm: A single loss cuts the rate at once when it lies above the best by more than so many standard deviations
             plus 30 % of all that was gained, and once more for each further factor of ten; None to look at blocks only.
         anneal: Final share of the budget over which the rate goes linearly to zero.
+        short: Budgets of fewer updates leave little time to climb: they start higher, by the square of the ratio, up to
+            :data:`HIGHEST_START`, where a run is not given its start. None for the same start always.
         patience: So many decisions in a row must advise to stop; from then on u is -1, whatever comes. None for never.
     """
 
@@ -53,6 +58,7 @@ class Action:
     alarm: float | None = None
     anneal: float = 0.3
     patience: int | None = None
+    short: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.factor > 1.0 and math.isfinite(self.factor), "factor > 1", self.factor)
@@ -70,6 +76,18 @@ class Action:
         _require(0 <= self.anneal <= 1, "anneal in [0, 1]", self.anneal)
         patient = type(self.patience) is int and self.patience >= 1
         _require(self.patience is None or patient, "patience, an integer >= 1", self.patience)
+        _require(
+            self.short is None or (type(self.short) is int and self.short >= 1), "short, an integer >= 1", self.short
+        )
+
+    def starts(self, runs: int, total_steps: int | None) -> Array | None:
+        """Relative update sizes with which a budget starts, which may not be known, shape (runs,); None for none."""
+        if self.start is None:
+            return None
+        start = self.start
+        if self.short is not None and total_steps is not None and total_steps < self.short:
+            start = max(start, min(start * (self.short / total_steps) ** 2, HIGHEST_START))
+        return np.full(runs, start)
 
     @property
     def choices(self) -> NDArray[np.float32] | None:

@@ -46,7 +46,7 @@ class RateControl:
         runs: N.
         total_steps: Budget in updates, or None when it is not known.
         given: Rates the runs were given, shape (N,); only the start "given" and a failed probe use them.
-        start: Relative update size after the probe, shape (N,), instead of ``spec.action.start``.
+        start: Relative update size after the probe, shape (N,), instead of what ``spec.action`` says of the budget.
         min_rate: Lowest rate. The final anneal goes below it.
         max_rate: Highest rate.
         blind: Mask of shape (N,) of runs whose losses are withheld; default none.
@@ -77,7 +77,7 @@ class RateControl:
         self.signals = Signals(spec.signals, runs)
         self.guard = SpikeGuard(runs, spec.action.alarm)
         self.patience = Patience(spec, runs)
-        self.start = start if start is not None or spec.action.start is None else np.full(runs, spec.action.start)
+        self.start = spec.action.starts(runs, total_steps) if start is None else start
         self.updates = 0
         self.decisions = 0
         self.interventions = {"cut": np.zeros(runs, int), "cap": np.zeros(runs, int)}

@@ -13,7 +13,7 @@ from rlrate.errors import ConfigError
 Part = TypeVar("Part", Cadence, Action)
 
 #: Entries that files need not have, because they came later; None then.
-_LATER = {"alarm", "patience"}
+_LATER = {"alarm", "patience", "short"}
 
 
 @dataclass(frozen=True)

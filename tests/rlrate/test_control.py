@@ -53,7 +53,7 @@ class Feed:
         return seen
 
 
-def control(spec: ControlSpec | None = None, runs: int = 1, total: int = 100, **kwargs: Any) -> RateControl:
+def control(spec: ControlSpec | None = None, runs: int = 1, total: int | None = 100, **kwargs: Any) -> RateControl:
     kwargs = {"given": np.full(runs, 0.1), **kwargs}
     return RateControl(spec or ALARMED, runs, total, **kwargs)
 
@@ -271,6 +271,30 @@ def test_the_start_is_a_relative_update_size() -> None:
     it.advance(np.array([1.0]), sample)
     assert not it.probing
     assert it.rates[0] == pytest.approx(1e-3 * 8.0 / 4.0)  # SGD: |u| = rate |g|
+
+
+@pytest.mark.parametrize(
+    ("total", "start"), [(None, 1e-3), (4000, 1e-3), (400, 1e-3), (200, 4e-3), (100, 1.6e-2), (50, 5e-2), (1, 5e-2)]
+)
+def test_short_budgets_start_higher(total: int | None, start: float) -> None:
+    def started(spec: ControlSpec, **given: Any) -> float:
+        it = control(spec, total=total, **given)
+        assert it.start is not None
+        return float(it.start[0])
+
+    spec = rule(start=1e-3, short=400)
+    assert started(spec) == pytest.approx(start)
+    assert started(spec, start=np.array([2e-3])) == 2e-3, "a run that is given its start"
+    assert started(rule(start=1e-3)) == 1e-3, "files without the rule"
+    assert started(rule(start=0.2, short=400)) == 0.2, "never lower than without"
+    assert control(rule(start=None, short=400), total=total).start is None
+    assert ControlSpec.from_dict(spec.to_dict()) == spec and "short" not in rule(start=1e-3).to_dict()["action"]
+
+
+@pytest.mark.parametrize("short", [0, -1, 1.5, True])
+def test_the_bound_of_short_budgets_is_a_whole_number(short: Any) -> None:
+    with pytest.raises(ConfigError, match="short, an integer >= 1"):
+        Action(short=short)
 
 
 def test_the_anneal_goes_to_zero_and_no_further() -> None:
