@@ -12,7 +12,8 @@ from typing import Any
 from rlrate.agents.imitation import Imitation
 from rlrate.agents.refinement import Refinement
 from rlrate.agents.stopping import Stopping, without_stop
-from rlrate.control import Action, Cadence, ControlSpec
+from rlrate.control import USUAL, Action, Cadence, ControlSpec, Signals
+from rlrate.control.spec import Limits, read_limits
 from rlrate.controller import Controller
 from rlrate.envs import TrainingVectorEnv
 from rlrate.envs.env import MULTIPLIERS
@@ -80,6 +81,7 @@ class Recipe:
     cadence: dict[str, Any] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
     signals: tuple[str, ...] = ()
+    limits: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
     algorithm: dict[str, Any] = field(default_factory=dict)
     relative_reward: bool = False
@@ -151,13 +153,14 @@ class Recipe:
         if self.algo not in ON_POLICY:
             raise ConfigError(f"only {' and '.join(ON_POLICY)} can begin with a controller, not {self.algo}")
         beginning = self._beginning()
-        if beginning is None or not (self.cadence or self.rules or self.policy):
+        if beginning is None or not (self.cadence or self.rules or self.limits or self.policy):
             return
         # What an extended recipe brings along may stand there, as long as it is what the controller has.
         _, spec, network = beginning
         other = {
             "cadence": any(getattr(spec.cadence, name, ...) != value for name, value in self.cadence.items()),
             "rules": any(getattr(spec.action, name, ...) != value for name, value in _or_none(self.rules).items()),
+            "limits": bool(self.limits) and self._limits != spec.limits,
             **{name: self.policy.get(name, value) != value for name, value in network.items()},
         }
         if any(other.values()):
@@ -280,8 +283,13 @@ class Recipe:
             cadence, action = Cadence(**self.cadence), Action(**rules)
         except TypeError as error:
             raise ConfigError(f"recipe {self.name!r}: {error}") from None
-        spec = ControlSpec(cadence=cadence, action=action)
-        return dataclasses.replace(spec, signals=self.signals) if self.signals else spec
+        spec = ControlSpec(self.signals or USUAL, cadence, action, self._limits)
+        Signals(spec.signals, limits=spec.limits)  # refuses limits of what is not seen
+        return spec
+
+    @property
+    def _limits(self) -> Limits:
+        return read_limits({name: pair for name, pair in self.limits.items() if pair is not False})
 
     @property
     def first_recipe(self) -> Recipe | None:

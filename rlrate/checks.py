@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,10 @@ def check_optimizer(optimizer: object) -> None:
         raise SchedulerError(
             f"{type(optimizer).__name__} chooses its own step sizes; use LearnedLR with a first-order optimizer "
             "such as SGD or Adam"
+        )
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise SchedulerError(
+            f"{type(optimizer).__name__} has no learning rate to set: its parameter groups have no entry 'lr'"
         )
     if not any(group["params"] for group in optimizer.param_groups):
         raise SchedulerError("the optimizer has no parameters; pass model.parameters() to it")
@@ -45,17 +48,34 @@ def check_budget(total_steps: object, name: str = "total_steps") -> int:
     return budget
 
 
-def check_bounds(min_lr: float, max_lr: float | Sequence[float], groups: int) -> None:
-    """Raises SchedulerError unless 0 < min_lr < max_lr < infinity, for each of the groups."""
-    highest = [max_lr] if isinstance(max_lr, int | float) else list(max_lr)
-    if not isinstance(max_lr, int | float) and len(highest) != groups:
+def check_bounds(min_lr: object, max_lr: object, groups: int) -> tuple[float, float | list[float]]:
+    """Both bounds as floats, the upper one for each group if it is a list.
+
+    Raises SchedulerError unless 0 < min_lr < max_lr < infinity, for each of the groups.
+    """
+    lowest = _rate("min_lr", min_lr)
+    if isinstance(max_lr, Tensor | np.ndarray):
+        max_lr = max_lr.tolist()
+    several = isinstance(max_lr, Sequence) and not isinstance(max_lr, str | bytes)
+    highest = [_rate("max_lr", bound) for bound in max_lr] if several else [_rate("max_lr", max_lr)]
+    if several and len(highest) != groups:
         raise SchedulerError(
             f"max_lr has {len(highest)} entries and the optimizer {groups} parameter groups; give one number, or one "
             "for each group"
         )
     for bound in highest:
-        if not 0.0 < min_lr < bound < math.inf:
-            raise SchedulerError(f"need 0 < min_lr < max_lr, both finite; got min_lr={min_lr!r} and max_lr={max_lr!r}")
+        if not 0.0 < lowest < bound < math.inf:
+            raise SchedulerError(f"need 0 < min_lr < max_lr, both finite; got min_lr={lowest!r} and max_lr={bound!r}")
+    return lowest, highest if several else highest[0]
+
+
+def _rate(name: str, value: object) -> float:
+    try:
+        if isinstance(value, str | bytes | bool):
+            raise TypeError
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise SchedulerError(f"{name} must be a learning rate, a positive number, got {value!r}") from None
 
 
 def check_loss(loss: object, call: str = "step(loss)") -> Tensor | float | None:
@@ -80,9 +100,13 @@ def check_loss(loss: object, call: str = "step(loss)") -> Tensor | float | None:
         raise SchedulerError(f"{call} needs a scalar tensor or a number, got {type(loss).__name__}") from None
 
 
-def check_state(state: Mapping[str, Any], version: int, identity: str, budget: int | None) -> None:
-    """Raises SchedulerError unless ``state`` is that of a LearnedLR with this controller and budget."""
-    if state.get("version") != version or not {"controller", "total_steps", "control", "watch"} <= set(state):
+def check_state(state: object, version: int, identity: str, budget: int | None, epoch: int | None) -> None:
+    """Raises SchedulerError unless ``state`` is that of a LearnedLR with this controller, budget and epoch."""
+    if (
+        not isinstance(state, Mapping)
+        or state.get("version") != version
+        or not {"controller", "total_steps", "control", "watch"} <= set(state)
+    ):
         raise SchedulerError(
             "this is not the state of a LearnedLR of this version of rlrate; resume from a checkpoint that "
             "LearnedLR.state_dict() made"
@@ -96,4 +120,10 @@ def check_state(state: Mapping[str, Any], version: int, identity: str, budget: i
         raise SchedulerError(
             f"the run was saved with total_steps={state['total_steps']}, this scheduler has {budget}; "
             "create it with the budget that the run began with"
+        )
+    saved = state.get("steps_per_epoch", epoch)  # not in states written before it was kept
+    if saved != epoch:
+        raise SchedulerError(
+            f"the run was saved with steps_per_epoch={saved}, this scheduler has {epoch}; create it with what the run "
+            "began with"
         )

@@ -280,6 +280,8 @@ def _check_layer(index: int, weight: Tensor, bias: Tensor, inputs: int, outputs:
 
 
 def _resolve(source: str | os.PathLike[str]) -> Path:
+    if not isinstance(source, str | os.PathLike):
+        raise ControllerError(f"a controller is a Controller, the path of a file or a name, got {source!r}")
     path = Path(source)
     if path.is_file():
         return path

@@ -54,7 +54,8 @@ class Groups:
         rates = [rate if given == largest else given * (rate / largest) for given in self._given]
         if self._highest is not None:
             rates[: len(self._highest)] = map(min, rates, self._highest)
-        return rates
+        # A group that was added later may have been given more than the largest one.
+        return [min(each, self._bound) for each in rates]
 
     def join(self, groups: Sequence[Group]) -> list[float]:
         """Takes in the groups that were added since the last call; returns the rates they were given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -83,15 +84,16 @@ class LearnedLR(LRScheduler):
     ) -> None:
         optimizer = innermost(optimizer)
         check_optimizer(optimizer)
-        check_bounds(min_lr, max_lr, len(optimizer.param_groups))
+        lowest, highest = check_bounds(min_lr, max_lr, len(optimizer.param_groups))
         self.budget = None if total_steps is None else check_budget(total_steps)
         self.controller = controller if isinstance(controller, Controller) else Controller.load(controller)
-        self._groups = Groups([group["lr"] for group in optimizer.param_groups], max_lr)
-        self._driver = Driver(self.controller, self.budget, min_lr, self._groups.highest, Ranks(process_group))
+        self._groups = Groups([group["lr"] for group in optimizer.param_groups], highest)
+        self._driver = Driver(self.controller, self.budget, lowest, self._groups.highest, Ranks(process_group))
         self._driver.control.give(np.array([self._groups.largest]))
         self._driver.control.traits = OptimizerTraits.of(optimizer.param_groups[0])
-        if steps_per_epoch is not None:
-            self._driver.control.epoch = np.array([float(check_budget(steps_per_epoch, "steps_per_epoch"))])
+        self.steps_per_epoch = None if steps_per_epoch is None else check_budget(steps_per_epoch, "steps_per_epoch")
+        if self.steps_per_epoch is not None:
+            self._driver.control.epoch = np.array([float(self.steps_per_epoch)])
         self._pending = 0  # updates since the last step()
         self._skipped = False  # whether a GradScaler skipped one since
         self._doubt: Tensor | None = None  # the same on an accelerator: how many of the pending ones
@@ -117,6 +119,13 @@ class LearnedLR(LRScheduler):
             SchedulerError: for a loss that is not a scalar.
         """
         del epoch
+        if type(loss) is int:
+            self._warn(
+                "integer",
+                f"LearnedLR.step({loss}) was given an integer, which counts as the training loss; call step(loss) "
+                "after each optimizer.step(), without the number of the epoch",
+                level=3,
+            )
         self._loss = self._observed if loss is None else check_loss(loss)
         if self._pending == 1 and self._step_count > 1 and self._driver.quiet():
             self._pass_by()
@@ -214,6 +223,7 @@ class LearnedLR(LRScheduler):
             "version": STATE_VERSION,
             "controller": self.controller.identity,
             "total_steps": self.budget,
+            "steps_per_epoch": self.steps_per_epoch,
             "last_epoch": self.last_epoch,
             "step_count": self._step_count,
             "base_lrs": copies(self.base_lrs),
@@ -234,7 +244,7 @@ class LearnedLR(LRScheduler):
             SchedulerError: when the state is not that of a LearnedLR with this controller and budget.
         """
         state = state_dict
-        check_state(state, STATE_VERSION, self.controller.identity, self.budget)
+        check_state(state, STATE_VERSION, self.controller.identity, self.budget, self.steps_per_epoch)
         try:
             self._driver.load_state_dict(state, self.optimizer)
             self._groups.load_state_dict(state["groups"])
@@ -327,7 +337,29 @@ class LearnedLR(LRScheduler):
             )
             if left == 0:
                 return
+        decisions = driver.control.decisions
         driver.note(min(count, left), loss, doubt)
+        if driver.control.decisions > decisions:
+            self._check_heard(loss)
+
+    def _check_heard(self, loss: Tensor | float | None) -> None:
+        """Looks at what was told of the loss, after a decision."""
+        control = self._driver.control
+        if loss is not None and not math.isfinite(loss):
+            self._warn(
+                "not-finite",
+                f"the loss of update {self._driver.position} is {float(loss)}: LearnedLR cuts the rate, which now is "
+                f"{self._driver.rate:.3g}, but weights that are not finite stay so; go back to a checkpoint and look "
+                "for what the network was given",
+                level=8,
+            )
+        elif control.decisions == 1 and np.isnan(control.signals.first[0]):
+            self._warn(
+                "no-loss",
+                "LearnedLR was told no loss so far: it goes by the gradients alone, and nothing cuts the rate when the "
+                "loss spikes. Call step(loss), or observe(loss) before a step() that somebody else calls",
+                level=8,
+            )
 
     def _forget(self) -> None:
         self._pending, self._loss, self._skipped, self._doubt, self._observed = 0, None, False, None, None
@@ -351,7 +383,7 @@ class LearnedLR(LRScheduler):
         write(groups, self._rates())
         self._last_lr = copies(group["lr"] for group in groups)
 
-    def _warn(self, kind: str, message: str) -> None:
+    def _warn(self, kind: str, message: str, level: int = 7) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(message, UserWarning, stacklevel=7)  # the caller of step()
+            warnings.warn(message, UserWarning, stacklevel=level)  # the caller of step()

@@ -43,8 +43,9 @@ def inspect(
     table = Table(title=f"It sees {len(loaded.spec.signals)} signals", title_justify="left")
     table.add_column("signal", no_wrap=True)
     table.add_column("meaning")
+    limits = {name: f"; shown within {low:g} to {high:g}" for name, low, high in loaded.spec.limits}
     for name in loaded.spec.signals:
-        table.add_row(name, SIGNALS[name])
+        table.add_row(name, SIGNALS[name] + limits.get(name, ""))
     stdout().print(table)
     ends = facts["decides_after"]
     say(f"With {steps:,} updates it decides {len(ends)} times, after updates")

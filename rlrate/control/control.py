@@ -74,7 +74,7 @@ class RateControl:
         self.blind = np.zeros(runs, dtype=bool) if blind is None else blind
         self.runs, self.min_rate, self.max_rate = runs, min_rate, max_rate
         self.horizon = Horizon(spec.cadence, spec.action, total_steps)
-        self.signals = Signals(spec.signals, runs)
+        self.signals = Signals(spec.signals, runs, spec.limits)
         self.guard = SpikeGuard(runs, spec.action.alarm)
         self.patience = Patience(spec, runs)
         self.start = spec.action.starts(runs, total_steps) if start is None else start

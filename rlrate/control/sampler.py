@@ -18,7 +18,7 @@ from rlrate.errors import ConfigError
 COLUMNS = ("gg", "gp", "pp", "uu", "ww", "gu", "layer")
 
 #: Smallest root mean square of the weights assumed, so that a network that starts at zero can leave it.
-WEIGHT_FLOOR = 1e-3
+WEIGHT_FLOOR = 1e-2
 
 Optional = Tensor | None
 #: The tensors of all parameters: one each, or one matrix of which they are parts.

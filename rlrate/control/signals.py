@@ -12,9 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from rlrate.control.state import dump, restore
-from rlrate.errors import ConfigError
+from rlrate.errors import ConfigError, unknown_name
 
 Array = NDArray[np.float64]
+
+#: Names of signals, each with a lowest and a highest value.
+Limits = tuple[tuple[str, float, float], ...]
 
 #: Every observation lies in [-LIMIT, LIMIT].
 LIMIT = 4.0
@@ -129,12 +132,18 @@ class Signals:
         names: The signals, in order; None for :data:`USUAL`, all but those of a validation loss, of the optimizer and
             of epochs.
         runs: N, the number of runs.
+        limits: Bounds within which single signals are shown: name, lowest and highest value.
 
     Raises:
-        ConfigError: for a name that is not in :data:`SIGNALS`.
+        ConfigError: for a name that is not in :data:`SIGNALS`, or a limit of a signal that is not among ``names``.
     """
 
-    def __init__(self, names: tuple[str, ...] | None = None, runs: int = 1) -> None:
+    def __init__(
+        self,
+        names: tuple[str, ...] | None = None,
+        runs: int = 1,
+        limits: Limits = (),
+    ) -> None:
         self.names = USUAL if names is None else tuple(names)
         unknown = [name for name in self.names if name not in SIGNALS]
         if unknown or not self.names:
@@ -143,6 +152,11 @@ class Signals:
                 if unknown
                 else "a controller needs at least one signal"
             )
+        for name, _, _ in limits:
+            if name not in self.names:
+                raise ConfigError(unknown_name("signal of limits", name, self.names))
+        bounds = {name: (low, high) for name, low, high in limits}
+        self._lowest, self._highest = np.array([bounds.get(name, (-LIMIT, LIMIT)) for name in self.names]).T
         self.runs = runs
         nan = np.full(runs, np.nan)
         self.positive = np.ones(runs, dtype=bool)
@@ -164,7 +178,7 @@ class Signals:
         """The observation at the end of ``interval``.
 
         Returns:
-            float32 array of shape (N, size), finite and within [-LIMIT, LIMIT] whatever the statistics are.
+            float32 array of shape (N, size), finite, within [-LIMIT, LIMIT] and the limits, whatever the statistics.
         """
         with np.errstate(all="ignore"):
             promises = self._promise(interval)  # compares with the interval before, which the next line forgets
@@ -176,7 +190,7 @@ class Signals:
         for column, name in enumerate(self.names):
             rows[:, column] = values[name]
         rows = np.nan_to_num(rows, nan=0.0, posinf=LIMIT, neginf=-LIMIT)
-        observation: NDArray[np.float32] = np.clip(rows, -LIMIT, LIMIT).astype(np.float32)
+        observation: NDArray[np.float32] = np.clip(rows, self._lowest, self._highest).astype(np.float32)
         return observation
 
     def state_dict(self) -> dict[str, Any]:

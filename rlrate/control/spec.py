@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from rlrate.control.action import Action
 from rlrate.control.cadence import Cadence
-from rlrate.control.signals import Signals
+from rlrate.control.signals import LIMIT, Limits, Signals
 from rlrate.errors import ConfigError
 
 Part = TypeVar("Part", Cadence, Action)
@@ -18,11 +18,20 @@ _LATER = {"alarm", "patience", "short"}
 
 @dataclass(frozen=True)
 class ControlSpec:
-    """What a policy sees and does: signals, cadence and action. Part of every controller file."""
+    """What a policy sees and does. Part of every controller file.
+
+    Attributes:
+        signals: Names, in order.
+        cadence: When it decides.
+        action: What an answer does, and the rules around it.
+        limits: Signals that are shown within narrower bounds than the usual ones, each with its lowest and highest
+            value: beyond what a policy was trained on, its answers are anyone's guess.
+    """
 
     signals: tuple[str, ...] = tuple(Signals().names)
     cadence: Cadence = field(default_factory=Cadence)
     action: Action = field(default_factory=Action)
+    limits: Limits = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; :meth:`from_dict` is its inverse."""
@@ -30,7 +39,10 @@ class ControlSpec:
         plain["signals"] = list(self.signals)
         multipliers = self.action.multipliers
         plain["action"]["multipliers"] = None if multipliers is None else list(multipliers)
+        plain["limits"] = {name: [low, high] for name, low, high in self.limits}
         # Files keep the entries and the identity that they had before there was such an entry.
+        if not self.limits:
+            del plain["limits"]
         for name in _LATER & set(plain["action"]):
             if plain["action"][name] is None:
                 del plain["action"][name]
@@ -43,13 +55,33 @@ class ControlSpec:
         Raises:
             ConfigError: for a missing, unknown or illegal entry.
         """
-        if not isinstance(data, dict) or set(data) != {"signals", "cadence", "action"}:
-            raise ConfigError("a control specification has exactly signals, cadence and action")
+        if not isinstance(data, dict) or set(data) - {"limits"} != {"signals", "cadence", "action"}:
+            raise ConfigError("a control specification has signals, cadence and action, and limits where there are any")
         names = data["signals"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigError("signals must be a list of names")
-        Signals(tuple(names))
-        return cls(tuple(names), _read(Cadence, data["cadence"]), _read(Action, data["action"]))
+        limits = read_limits(data.get("limits", {}))
+        Signals(tuple(names), limits=limits)
+        return cls(tuple(names), _read(Cadence, data["cadence"]), _read(Action, data["action"]), limits)
+
+
+def read_limits(data: object) -> Limits:
+    """Limits from a dictionary of signals, each with a list of its lowest and highest value.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if not isinstance(data, dict) or not all(_is_range(pair) for pair in data.values()):
+        raise ConfigError(
+            f"limits name signals, each with its lowest and highest value within -{LIMIT:g} .. {LIMIT:g}, got {data!r}"
+        )
+    return tuple((name, float(low), float(high)) for name, (low, high) in data.items())
+
+
+def _is_range(pair: object) -> bool:
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(type(value) in (int, float) for value in pair):
+        return False
+    return bool(-LIMIT <= pair[0] <= pair[1] <= LIMIT)
 
 
 def _read(kind: type[Part], data: object) -> Part:

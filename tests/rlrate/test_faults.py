@@ -174,7 +174,13 @@ def test_no_fault_ends_a_run(name: str, make: Any, make_loop: Any, make_controll
     assert np.isfinite(report.observations).all() and np.isfinite(report.rates).all()
     assert np.abs(report.observations).max() <= 4.0
     assert len(report.updates) == 7
-    assert bool(told) == (name in ("gradient none", "gradient none for ever"))
+    # At decisions, what ruined the loss is told, and if there was none.
+    about = " ".join(str(warning.message) for warning in told)
+    lost = not loop.model[0].weight.isfinite().all() or name in ("loss nan for ever", "loss alternating with inf")
+    if name not in ("loss nan", "loss inf", "loss -inf", "loss of an empty batch"):  # told where a decision follows
+        assert ("the loss of update" in about) == lost
+    assert ("found no gradients" in about) == (name in ("gradient none", "gradient none for ever"))
+    assert ("was told no loss" in about) == (name == "loss missing")
     if name in ("loss nan", "loss inf", "loss -inf", "loss nan for ever", "loss alternating with inf"):
         assert report.cuts > 0
     known = report.observations[:, report.signals.index("loss_known")]

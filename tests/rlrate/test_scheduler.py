@@ -193,6 +193,33 @@ def test_bounds_must_be_ordered(bounds: tuple[float, float], make_loop: Any) -> 
         LearnedLR(make_loop().optimizer, 10, Controller.constant(), min_lr=bounds[0], max_lr=bounds[1])
 
 
+@pytest.mark.parametrize("bound", [None, "1", True, torch.ones(2), [None]], ids=str)
+def test_bounds_are_numbers(bound: Any, make_loop: Any) -> None:
+    for name in ("max_lr", "min_lr"):
+        with pytest.raises(SchedulerError, match=r"max_lr (must be a learning rate|has 2 entries)|min_lr must be a"):
+            LearnedLR(make_loop().optimizer, 10, Controller.constant(), **{name: bound})
+
+
+@pytest.mark.parametrize("kind", [np.float32, torch.tensor, np.array, lambda bound: [np.float64(bound)]])
+def test_bounds_of_other_libraries_are_fine(kind: Any, make_loop: Any) -> None:
+    loop = make_loop()
+    scheduler = LearnedLR(loop.optimizer, 100, Controller.constant(1.0), max_lr=kind(1e-3))
+    assert max(loop.run(scheduler, 100)) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("controller", [3, None, [1.0]])
+def test_what_is_no_controller_is_refused(controller: Any, make_loop: Any) -> None:
+    with pytest.raises(ControllerError, match="a controller is a Controller, the path of a file or a name, got"):
+        LearnedLR(make_loop().optimizer, 10, controller)
+
+
+def test_groups_need_a_rate(make_loop: Any) -> None:
+    optimizer = make_loop().optimizer
+    del optimizer.param_groups[0]["lr"]
+    with pytest.raises(SchedulerError, match="SGD has no learning rate to set"):
+        LearnedLR(optimizer, 10, Controller.constant())
+
+
 def test_optimizers_that_it_cannot_drive_are_refused_by_name(make_loop: Any) -> None:
     for make in (optim.LBFGS, optim.Rprop):
         with pytest.raises(SchedulerError, match=f"{make.__name__} chooses its own step sizes; use LearnedLR with"):

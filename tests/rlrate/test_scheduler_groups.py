@@ -91,3 +91,12 @@ def test_no_rate_is_above_ten_thousand_unless_it_is_allowed(make_loop: Any, make
     controller = Controller.constant(spec=make_spec())  # holds the rate that was given
     assert given.run(LearnedLR(given.optimizer, 30, controller), 1) == pytest.approx([1e4])
     assert allowed.run(LearnedLR(allowed.optimizer, 30, controller, max_lr=1e7), 1) == pytest.approx([1e6])
+
+
+def test_a_group_that_is_added_with_a_larger_rate_keeps_to_the_bound(make_loop: Any) -> None:
+    loop = make_loop(lr=1e-3)
+    scheduler = LearnedLR(loop.optimizer, 100, Controller.constant(1.0), max_lr=1e-2)
+    loop.run(scheduler, 5)
+    loop.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "lr": 1.0})
+    loop.run(scheduler, 50)
+    assert scheduler.get_last_lr() == pytest.approx([1e-2, 1e-2])

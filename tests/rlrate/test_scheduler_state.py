@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlrate import Controller, LearnedLR
+from rlrate import Controller, LearnedLR, SchedulerError
 
 Make = Callable[..., Controller]
 TOTAL = 60
@@ -59,3 +59,23 @@ def test_several_updates_for_one_step_are_counted_and_sampled(
     assert len(seldom.report().updates) >= len(usual.report().updates) - 1
     cosine = make_controller().spec.signals.index("gradient_cosine")
     assert seldom.report().observations[:, cosine].any()
+
+
+@pytest.mark.parametrize("state", [None, [], "state"])
+def test_what_is_no_state_is_refused(state: Any, make_loop: Any) -> None:
+    scheduler = LearnedLR(make_loop().optimizer, 30, Controller.constant())
+    with pytest.raises(SchedulerError, match="this is not the state of a LearnedLR"):
+        scheduler.load_state_dict(state)
+
+
+def test_a_run_that_was_told_of_epochs_goes_on_with_them(make_loop: Any, make_controller: Any) -> None:
+    def scheduler(steps_per_epoch: int | None) -> LearnedLR:
+        return LearnedLR(make_loop().optimizer, 30, make_controller(), steps_per_epoch=steps_per_epoch)
+
+    state = scheduler(10).state_dict()
+    scheduler(10).load_state_dict(state)
+    for other in (None, 20):
+        with pytest.raises(SchedulerError, match=f"saved with steps_per_epoch=10, this scheduler has {other}"):
+            scheduler(other).load_state_dict(state)
+    del state["steps_per_epoch"]  # as states were before it was kept
+    scheduler(20).load_state_dict(state)

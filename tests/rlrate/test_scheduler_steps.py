@@ -292,3 +292,35 @@ def test_a_closure_gives_the_same_run(kind: dict[str, Any], named: bool, make_lo
         observed.append(closed.optimizer.param_groups[0]["lr"])
     assert observed == expected
     assert torch.equal(plain.weights, closed.weights)
+
+
+def test_a_loss_that_is_never_told_is_asked_for_once(make_loop: Any, make_controller: Make) -> None:
+    loop = make_loop()
+    scheduler = LearnedLR(loop.optimizer, 60, make_controller())
+    with pytest.warns(UserWarning, match="was told no loss so far") as told:
+        loop.run(scheduler, 60, loss=lambda *_: None)
+    assert len(told) == 1 and told[0].filename.endswith("conftest.py"), "of the line that calls step()"
+
+
+def test_a_loss_that_is_told_now_and_then_is_not_asked_for(make_loop: Any, make_controller: Make) -> None:
+    loop = make_loop()
+    scheduler = LearnedLR(loop.optimizer, 60, make_controller())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop.run(scheduler, 60, loss=lambda step, loss: loss if step % 5 == 0 else None)
+
+
+def test_a_loss_that_is_lost_is_told_once(make_loop: Any, make_controller: Make) -> None:
+    loop = make_loop()
+    scheduler = LearnedLR(loop.optimizer, 60, make_controller())
+    with pytest.warns(UserWarning, match="the loss of update [0-9]+ is nan") as told:
+        loop.run(scheduler, 60, loss=lambda step, loss: math.nan if step > 30 else loss)
+    assert len(told) == 1 and told[0].filename.endswith("conftest.py")
+
+
+def test_the_number_of_an_epoch_is_no_loss(make_loop: Any, make_controller: Make) -> None:
+    loop = make_loop()
+    scheduler = LearnedLR(loop.optimizer, 60, make_controller())
+    with pytest.warns(UserWarning, match=r"step\(0\) was given an integer, which counts as the training loss") as told:
+        loop.run(scheduler, 60, loss=lambda step, loss: step)
+    assert len(told) == 1 and told[0].filename.endswith("conftest.py")
