@@ -12,8 +12,9 @@ from typing import Any
 from rlrate.agents.imitation import Imitation
 from rlrate.agents.refinement import Refinement
 from rlrate.agents.stopping import Stopping, without_stop
-from rlrate.control import USUAL, Action, Cadence, ControlSpec, Signals
-from rlrate.control.spec import Limits, read_limits
+from rlrate.control import SIGNALS, USUAL, Action, Cadence, ControlSpec
+from rlrate.control.signals import Limits
+from rlrate.control.spec import read_limits
 from rlrate.controller import Controller
 from rlrate.envs import TrainingVectorEnv
 from rlrate.envs.env import MULTIPLIERS
@@ -48,6 +49,8 @@ class Recipe:
         signals: Names of the signals; empty for :data:`rlrate.control.USUAL`. In a training that begins with a
             controller: its own and further ones; then only what to make of the further ones is learned, but where the
             training has a refinement, which fits all.
+        limits: Signals that are shown within narrower bounds, each with its lowest and highest value or false for none.
+            Those of signals that are not seen have no part.
         policy: Hidden layer widths ("net"), "activation" (tanh or relu), "log_std_init".
         algorithm: Keyword arguments of the SB3 algorithm.
         relative_reward: Whether each run is paid relative to the mean of its population.
@@ -160,7 +163,7 @@ class Recipe:
         other = {
             "cadence": any(getattr(spec.cadence, name, ...) != value for name, value in self.cadence.items()),
             "rules": any(getattr(spec.action, name, ...) != value for name, value in _or_none(self.rules).items()),
-            "limits": bool(self.limits) and self._limits != spec.limits,
+            "limits": any(limit not in spec.limits for limit in self._limits if limit[0] in spec.signals),
             **{name: self.policy.get(name, value) != value for name, value in network.items()},
         }
         if any(other.values()):
@@ -283,12 +286,14 @@ class Recipe:
             cadence, action = Cadence(**self.cadence), Action(**rules)
         except TypeError as error:
             raise ConfigError(f"recipe {self.name!r}: {error}") from None
-        spec = ControlSpec(self.signals or USUAL, cadence, action, self._limits)
-        Signals(spec.signals, limits=spec.limits)  # refuses limits of what is not seen
-        return spec
+        signals = self.signals or USUAL
+        return ControlSpec(signals, cadence, action, tuple(limit for limit in self._limits if limit[0] in signals))
 
     @property
     def _limits(self) -> Limits:
+        unknown = next((name for name in self.limits if name not in SIGNALS), None)
+        if unknown is not None:
+            raise ConfigError(unknown_name("signal of limits", unknown, SIGNALS))
         return read_limits({name: pair for name, pair in self.limits.items() if pair is not False})
 
     @property

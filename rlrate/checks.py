@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -56,8 +56,8 @@ def check_bounds(min_lr: object, max_lr: object, groups: int) -> tuple[float, fl
     lowest = _rate("min_lr", min_lr)
     if isinstance(max_lr, Tensor | np.ndarray):
         max_lr = max_lr.tolist()
-    several = isinstance(max_lr, Sequence) and not isinstance(max_lr, str | bytes)
-    highest = [_rate("max_lr", bound) for bound in max_lr] if several else [_rate("max_lr", max_lr)]
+    several = isinstance(max_lr, list | tuple)
+    highest = [_rate("max_lr", bound) for bound in (max_lr if isinstance(max_lr, list | tuple) else [max_lr])]
     if several and len(highest) != groups:
         raise SchedulerError(
             f"max_lr has {len(highest)} entries and the optimizer {groups} parameter groups; give one number, or one "

@@ -33,6 +33,9 @@ class ControlSpec:
     action: Action = field(default_factory=Action)
     limits: Limits = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limits", tuple(sorted(self.limits)))  # their order means nothing
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; :meth:`from_dict` is its inverse."""
         plain = asdict(self)

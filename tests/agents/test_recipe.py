@@ -83,10 +83,20 @@ def test_not_every_rule_can_be_switched_off(name: str, write: Write) -> None:
         _ = Recipe.load(write("mine.toml", f"[rules]\n{name} = false\n")).spec
 
 
+def test_limits_are_part_of_the_specification(write: Write) -> None:
+    spec = Recipe.load(write("mine.toml", 'extends = "ppo"\n[limits]\nloss_noise = false\npromise = [-1, 2]\n')).spec
+    assert spec.limits == (("loss_slope", -2.4, 2.4), ("promise", -1.0, 2.0))
+    assert Recipe.load(write("blind.toml", 'extends = "ppo"\nsignals = ["progress"]\n')).spec.limits == ()
+    for text, message in (("mood = [0, 1]", "unknown signal of limits 'mood'"), ("promise = 3", "lowest and highest")):
+        with pytest.raises(ConfigError, match=message):
+            _ = Recipe.load(write("mine.toml", f"[limits]\n{text}\n")).spec
+
+
 def test_a_recipe_may_extend_that_of_the_controller_it_begins_with(write: Write) -> None:
     text = 'extends = "ppo"\ninitial = "default"\n'
     assert Recipe.load(write("more.toml", text)).spec == without_stop(Controller.load("default")).spec
-    for change, name in (("[rules]\ncap = 0.1", "rules"), ("[policy]\nnet = [8]", "net")):
+    changes = {"rules": "[rules]\ncap = 0.1", "limits": "[limits]\nkept = [0, 1]", "net": "[policy]\nnet = [8]"}
+    for name, change in changes.items():
         with pytest.raises(ConfigError, match=f"takes {name} from it"):
             Recipe.load(write("other.toml", f"{text}{change}\n"))
 

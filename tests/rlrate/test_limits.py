@@ -96,7 +96,7 @@ def fit(
     for _ in range(600):
         optimizer.zero_grad()
         loss = loss_of(model)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         scheduler.step(loss)
     return loss_of(model).item() / first
