@@ -44,8 +44,8 @@ def compare(
         str | None,
         typer.Option(
             help="A whole suite: smoke, held-out, held-out-15, feedback, long, short, selection, caution, crossed, "
-            "kinds, full-batch, starts, optimizers, robustness, validated, or a TOML file. It says what is compared, so "
-            "that the options above have no say, --controller aside.",
+            "kinds, full-batch, starts, optimizers, robustness, validated, or a TOML file. It says what is compared, "
+            "so that the options above have no say, --controller aside.",
         ),
     ] = None,
     out: Annotated[
