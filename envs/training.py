@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 INTERMEDIATE_EXAMPLES = 64
 
 #: Training examples of a draw whose batches are all of them.
-WHOLE_EXAMPLES = 256
+FULL_BATCH_EXAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class TrainingConfig:
             return.
         reward_best: Share of the reward that is for the lowest loss so far instead of the last one. What training goes
             on to lose after it counts only to the rest: who sees a held-out loss rise keeps the weights from before.
-        whole: Share of draws whose batches are all of the training examples, the first :data:`WHOLE_EXAMPLES`: a loss
-            without noise. They are optimisation problems: what is held out is what is trained on.
+        full_batch: Share of draws whose batches are all of the training examples, the first
+            :data:`FULL_BATCH_EXAMPLES`: a loss without noise. They are optimisation problems: what is held out is what
+            is trained on.
         withhold_loss: Share of runs whose policy does not see the loss.
         withhold_epochs: Share of runs whose policy is not told how many updates make an epoch.
         validation: Share of runs whose policy is shown a validation loss, at every decision, every second or every
@@ -68,7 +69,7 @@ class TrainingConfig:
     reward: Reward = "heldout"
     reward_floor: float = 1e-3
     reward_best: float = 0.0
-    whole: float = 0.0
+    full_batch: float = 0.0
     withhold_loss: float = 0.0
     withhold_epochs: float = 0.0
     validation: float = 0.0
@@ -91,7 +92,7 @@ class TrainingConfig:
             bad = [(name, n) for name, n in self.workload.items() if type(n) is not int or n < 1]
             if bad or not self.workload:
                 raise ConfigError(f"workloads are weighted by positive integers, got {bad[0] if bad else '{}'}")
-        for name in ("whole", "withhold_loss", "withhold_epochs", "validation", "reward_best"):
+        for name in ("full_batch", "withhold_loss", "withhold_epochs", "validation", "reward_best"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)!r}")
         if not isinstance(self.siblings, int) or isinstance(self.siblings, bool) or self.siblings < 1:
@@ -123,8 +124,8 @@ def sample_draw(config: TrainingConfig, seed: Sequence[int]) -> Draw:
         choices = choices[int(rng.integers(len(choices)))]
     workload = make_workload(choices, rng)
     # A stream of its own, so that all other draws are as without.
-    if config.whole > 0.0 and np.random.default_rng([*seed, 2]).random() < config.whole:
-        workload = _whole(workload)
+    if config.full_batch > 0.0 and np.random.default_rng([*seed, 2]).random() < config.full_batch:
+        workload = _full_batch(workload)
     if config.validation > 0.0:
         workload = workload.with_validation(INTERMEDIATE_EXAMPLES)
     optimizer = config.optimizer
@@ -138,8 +139,8 @@ def sample_draw(config: TrainingConfig, seed: Sequence[int]) -> Draw:
     return Draw(workload, optimizer, int(steps))
 
 
-def _whole(workload: Workload) -> Workload:
-    x, y = (values[:WHOLE_EXAMPLES] for values in workload.train)
+def _full_batch(workload: Workload) -> Workload:
+    x, y = (values[:FULL_BATCH_EXAMPLES] for values in workload.train)
     return replace(workload, train=(x, y), heldout=(x, y), batch_size=len(x))
 
 

@@ -241,7 +241,7 @@ class LearnedLR(LRScheduler):
         The rates are written into the optimizer. Bounds are those given to this scheduler.
 
         Raises:
-            SchedulerError: when the state is not that of a LearnedLR with this controller and budget.
+            SchedulerError: when the state is not that of a LearnedLR with this controller, budget and epoch.
         """
         state = state_dict
         check_state(state, STATE_VERSION, self.controller.identity, self.budget, self.steps_per_epoch)
